@@ -1,0 +1,86 @@
+"""The ``data`` section: which images, how they are cut into batches, how they are augmented."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from jaxkit.schema.section import Count, Floats, Fraction, Positive, Section
+
+
+class Augment(Section):
+    """Random changes of the training images, drawn anew for every example and step."""
+
+    crop_padding: Annotated[int, Field(ge=0)] = 0
+    """Pixels of zeros put around the image before a crop of its own size is cut from it."""
+    flip: Fraction = 0.0
+    """Probability of a left-right flip."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest angle in degrees; nearest pixel, zeros outside."""
+
+
+class Normalize(Section):
+    """Per-channel ``(x - mean) / std`` of images in [0, 1]."""
+
+    mean: Floats
+    std: Annotated[tuple[Positive, ...], Field(strict=False)]
+
+    @model_validator(mode="after")
+    def _same_length(self):
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} channels but std has {len(self.std)}")
+        return self
+
+
+class Data(Section):
+    """What every source shares."""
+
+    batch_size: Count
+    """Examples in one update, over all devices and processes."""
+    eval_batch_size: Count = 256
+    augment: Literal["none", "cifar", "cifar_plain", "tiny_imagenet"] | Augment = "none"
+    normalize: Literal["none", "cifar100", "cifar100_repdistiller", "tiny_imagenet", "imagenet"] | Normalize = "none"
+    threads: Count = 8
+    """Threads that read and decode examples ahead of need."""
+
+
+class Digits(Data):
+    """scikit-learn's 1,797 scans of handwritten digits, 8 x 8, one channel."""
+
+    name: Literal["digits"]
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
+    split_seed: Annotated[int, Field(ge=0)] = 0
+
+
+class ImageFolder(Data):
+    """One folder a class under each split; Tiny-ImageNet's own layout too."""
+
+    name: Literal["image_folder"]
+    root: str
+    train_split: str = "train"
+    eval_split: str = "val"
+    image_size: Count | None = None
+    """Pixels: the short side is resized to it, then the centre is cropped. None: all images already have one size."""
+    channels: Literal[1, 3] = 3
+    on_corrupt: Literal["stop", "skip"] = "stop"
+    """An unreadable image ends the run, or is counted and replaced by the next readable one."""
+
+
+class Tfds(Data):
+    """A TensorFlow Datasets builder prepared as array_record, read without TensorFlow."""
+
+    name: Annotated[str, Field(pattern=r"^tfds:.+")]
+    data_dir: str | None = None
+    train_split: str = "train"
+    eval_split: str = "test"
+    image_key: str = "image"
+    label_key: str = "label"
+
+
+class Arrays(Data):
+    """An .npz file with train_images, train_labels, test_images, test_labels."""
+
+    name: Literal["arrays"]
+    path: str
+
+
+SOURCES = {"digits": Digits, "image_folder": ImageFolder, "tfds:<name>": Tfds, "arrays": Arrays}

@@ -1,0 +1,53 @@
+"""The ``train`` and ``tracking`` sections: how long, on what, how often something is written."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from jaxkit.schema.section import Count, Positive, Section
+
+
+class Train(Section):
+    """Length, seed, cadence and arithmetic of a run."""
+
+    steps: Count | None = None
+    """Updates of the parameters."""
+    epochs: Positive | None = None
+    """Passes over the training data, instead of steps."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    log_every: Count = 50
+    eval_every: Count = 500
+    checkpoint_every: Count = 500
+    keep_last: Count = 2
+    keep_best: Annotated[int, Field(ge=0)] = 1
+    best_metric: str = "top1"
+    best_mode: Literal["max", "min"] = "max"
+    parallel: Literal["jit", "pmap"] = "jit"
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Arithmetic of the layers; parameters, statistics, losses and the optimizer stay float32."""
+    matmul_precision: Literal["default", "high", "highest"] = "default"
+    """JAX's precision of float32 products: on GPUs ``default`` is TF32, ``highest`` is float32."""
+    sync_batch_norm: bool = True
+    """Batch statistics over all devices; without it each device normalises by its own examples."""
+
+    @model_validator(mode="after")
+    def _one_length(self):
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give steps or epochs: one of them")
+        return self
+
+
+class Wandb(Section):
+    """Weights & Biases run to log to."""
+
+    project: str
+    entity: str | None = None
+    mode: Literal["online", "offline"] = "online"
+
+
+class Tracking(Section):
+    """Where metrics go besides metrics.jsonl and results.json."""
+
+    progress: bool = True
+    tensorboard: bool = True
+    wandb: Wandb | None = None
