@@ -3,16 +3,18 @@
 from importlib import import_module
 
 _FAMILIES = {
-    "cifar_resnet": "resnet8 resnet14 resnet20 resnet32 resnet44 resnet56 resnet110 resnet8x4 resnet32x4",
-    "resnet": (
-        "resnet18 resnet34 resnet50 resnet101 resnet152 "
-        "resnet18_cifar resnet34_cifar resnet50_cifar resnet101_cifar resnet152_cifar"
+    "cifar_resnet": (
+        "resnet8 resnet14 resnet20 resnet26 resnet32 resnet44 resnet56 resnet110 resnet8x4 resnet32x4 cifar_resnet_tiny"
     ),
-    "cnn": "cnn",
-    "lenet": "lenet",
+    "resnet": (
+        "resnet18 resnet34 resnet50 resnet101 resnet152 resnet_tiny "
+        "resnet18_cifar resnet34_cifar resnet50_cifar resnet101_cifar resnet152_cifar resnet_tiny_cifar"
+    ),
+    "cnn": "cnn cnn_tiny",
+    "lenet": "lenet lenet_tiny",
 }
 MODELS = {name: family for family, names in _FAMILIES.items() for name in names.split()}
-WITH_DROPOUT = ("cnn",)
+WITH_DROPOUT = ("cnn", "cnn_tiny")
 
 
 def build(name: str, **fields):

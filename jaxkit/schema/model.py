@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from jaxkit.models import MODELS, WITH_DROPOUT
-from jaxkit.schema.section import Count, Section
+from jaxkit.schema.section import Count, Section, Strings
 
 
 class Model(Section):
@@ -14,7 +14,7 @@ class Model(Section):
     name: str
     num_classes: Count | None = None
     """None: as many as the data has."""
-    init: Literal["flax", "torch"] = "torch"
+    initialization: Literal["flax", "torch"] = "torch"
     """``torch``: its layers' own defaults, uniform in ± 1/sqrt(fan-in). ``flax``: linen's, truncated LeCun normal."""
     dropout_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
 
@@ -29,4 +29,28 @@ class Model(Section):
     def _has_dropout(self):
         if self.dropout_rate is not None and self.name not in WITH_DROPOUT:
             raise ValueError(f"{self.name} has no dropout; the models that do are {', '.join(WITH_DROPOUT)}")
+        return self
+
+
+class Pretrained(Section):
+    """Where a frozen model comes from: a run's workdir, one of its checkpoints, or a config to be trained first."""
+
+    workdir: str | None = None
+    """The best checkpoint of this run."""
+    checkpoint: str | None = None
+    """One step of a run, such as ``runs/teacher/checkpoints/500``."""
+    config: str | None = None
+    """Trained once, then reused: its workdir is ``cache/<name>-<hash of the config>``."""
+    overrides: Strings = ()
+    """Overrides of ``config``, such as ``train.seed=1``."""
+    cache: str = "runs/teachers"
+    model: Model | None = None
+    """Filled in from the config of the run."""
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if sum(source is not None for source in (self.workdir, self.checkpoint, self.config)) != 1:
+            raise ValueError("give workdir, checkpoint or config: one of them")
+        if self.overrides and self.config is None:
+            raise ValueError("overrides are those of a config, and none is given")
         return self

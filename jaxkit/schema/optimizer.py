@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from jaxkit.schema.section import Count, Floats, Integers, NonNegative, Positive, Section, Strings
+from jaxkit.schema.section import Count, Floats, Integers, NonNegative, Positive, Section, Strings, one_of
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -116,7 +116,7 @@ class Optimizer(Section):
     """Largest absolute value of a gradient's entries."""
     accumulate: Count = 1
     """Pieces a batch is cut into, one after the other on the device; the update is that of the whole batch."""
-    schedule: Annotated[Schedule, Field(validate_default=True)] = Schedule()
+    schedule: one_of(SCHEDULES) = Schedule()
     ema: Ema | None = None
 
 

@@ -20,8 +20,8 @@ class Train(Section):
     checkpoint_every: Count = 500
     keep_last: Count = 2
     keep_best: Annotated[int, Field(ge=0)] = 1
-    best_metric: str = "top1"
-    best_mode: Literal["max", "min"] = "max"
+    best_metric: str | None = None
+    """Evaluation metric that ranks checkpoints. None: the task's first."""
     parallel: Literal["jit", "pmap"] = "jit"
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Arithmetic of the layers; parameters, statistics, losses and the optimizer stay float32."""

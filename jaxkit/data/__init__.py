@@ -1,0 +1,31 @@
+"""From files to batches: sources, decoding, the order of training, augmentation on the device."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxkit.errors import UserError
+
+
+class DataError(UserError, ValueError):
+    """The data is not what the config promises; the message says what, where, and what to do."""
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """Random access: ``examples[i]`` is ``{"image": uint8 [h w c], "label": int32}``; float32 in [0, 1] from arrays."""
+
+    def __len__(self) -> int:
+        """Counts the examples."""
+
+    def __getitem__(self, index: int) -> dict:
+        """Reads one example; called from several threads at once."""
+
+
+class Source(NamedTuple):
+    """A training and a test split of labelled images, and what a model and a resumed run must know of them."""
+
+    train: Examples
+    test: Examples
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    fingerprint: str
+    """Identity of the data: the same string, the same examples in the same places."""

@@ -1,0 +1,41 @@
+"""Everything the training loop reads, put together from the ``data`` section."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+from jaxkit.data import Source
+from jaxkit.data.augment import make_augment, make_preprocess
+from jaxkit.data.loader import Batch, Loader, eval_batches, prefetch
+from jaxkit.schema.data import Data
+
+
+class Feed(NamedTuple):
+    """What the loop reads. Batches are dicts of host arrays, this process's part of each."""
+
+    batches: Callable[[int], Iterator[Batch]]
+    """Training batches from the update of this number (from 0) on, without end."""
+    eval_batches: Callable[[], Iterator[Batch]]
+    """One pass in batches of one shape, with ``mask [b]``."""
+    augment: Callable
+    """``keys [b 2], batch -> batch``: in training, inside the step."""
+    preprocess: Callable
+    """``batch -> batch``: in evaluation, inside the step."""
+    position: Callable[[int], dict[str, Any]]
+    """What a checkpoint keeps in order to find the place again."""
+    restore: Callable[[dict[str, Any]], int]
+    """The update to go on from; raises DataError if the position is one in other data."""
+    prefetch: Callable = prefetch
+    """``batches, put -> iterator`` of batches that are on the devices before they are asked for."""
+
+
+def open_feed(
+    source: Source, config: Data, *, eval_batch_size: int, seed: int, process_index: int, process_count: int
+) -> Feed:
+    """Makes the feed of one process. ``eval_batch_size`` is over all processes, as ``config.batch_size`` is."""
+    loader = Loader(
+        source.train, config.batch_size, seed, config.threads, process_index, process_count, source.fingerprint
+    )
+    one_pass = partial(eval_batches, source.test, eval_batch_size, process_index, process_count, config.threads)
+    augment, preprocess = make_augment(config, source.image_shape), make_preprocess(config, source.image_shape)
+    return Feed(loader.batches, one_pass, augment, preprocess, loader.state, loader.restore)

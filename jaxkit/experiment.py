@@ -1,0 +1,222 @@
+"""One experiment from its config to its results: puts data, task, optimizer and loop together in a workdir."""
+
+import contextlib
+import hashlib
+import json
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxkit import checkpoint, parallel, workdir
+from jaxkit.config import Config, load, source_config
+from jaxkit.data import Source
+from jaxkit.data.feed import Feed, open_feed
+from jaxkit.data.sources import open_source
+from jaxkit.errors import ConfigError
+from jaxkit.optimizer import make_optimizer
+from jaxkit.schedules import make_schedule
+from jaxkit.schema.model import Pretrained
+from jaxkit.tasks import TASKS
+from jaxkit.tasks.task import Context, Task
+from jaxkit.tracking import Tracker, write_atomically
+from jaxkit.train import Run, Trainer, compiled_evaluation, evaluate, initial_state, restored_state, saved_items
+
+DTYPES = {"no": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
+CACHE = Path("~/.cache/jaxkit/xla")
+
+
+def run(config: Config, folder: Path, resume: str = "latest", force: bool = False, wait: bool = False) -> dict[str, Any]:
+    """Trains what ``config`` says in the workdir ``folder``; returns what its ``results.json`` holds.
+
+    Args:
+        config: validated.
+        folder: made if need be. A run of this config that it holds is gone on with, as ``resume`` says.
+        resume: ``latest``, a step, or ``never``.
+        force: whether an earlier run may be overwritten.
+        wait: whether to wait for another run in the same folder.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    with workdir.held(folder, wait), contextlib.ExitStack() as stack:
+        start = workdir.prepare(folder, config, resume, force)
+        source, feed, task, executor = _assemble(config)
+        steps, per_epoch = _length(config, len(source.train))
+        if start is not None and start > steps:
+            raise ConfigError(f"{folder} is at step {start}, beyond the {steps} of this config; choose another --workdir")
+        results = workdir.finished(folder)
+        if start == steps and results is not None:
+            return results
+        metric, mode = config.ranking()
+        keep = {"keep_last": config.train.keep_last, "keep_best": config.train.keep_best}
+        saved = checkpoint.Checkpoints(folder / "checkpoints", metric=metric, mode=mode, **keep)
+        stack.enter_context(contextlib.closing(saved))
+        tracker = Tracker(folder, config, start=start or 0, steps=steps)
+        stack.enter_context(contextlib.closing(tracker))
+        job = Run(
+            task=task,
+            feed=feed,
+            optimizer=make_optimizer(config.optimizer, steps, per_epoch, config.train.precision),
+            learning_rate=make_schedule(config.optimizer, steps, per_epoch),
+            executor=executor,
+            config=config.train,
+            steps=steps,
+            pieces=config.optimizer.accumulate,
+            metric=metric,
+            mode=mode,
+            tracker=tracker,
+            checkpoints=saved,
+            workdir=folder,
+        )
+        for line in task.notes:
+            tracker.say(line)
+        trainer = _trainer(job, start)
+        trainer.train()
+        rate = trainer.steps_per_second
+        train = {
+            "steps": steps,
+            "seconds": trainer.seconds,
+            "compile_seconds": trainer.compile_seconds,
+            "examples_per_second": rate and rate * config.data.batch_size,
+            "recompilations": trainer.recompilations,
+        }
+        return workdir.finish(folder, config, train)
+
+
+def evaluate_run(folder: Path, step: int | None = None) -> dict[str, Any]:
+    """Evaluates one checkpoint of a workdir, the best by default; writes ``evaluation_<step>.json`` beside it.
+
+    Raises:
+        UserError: if there is no run, no such step, or the checkpoint is damaged.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"--workdir {folder}: no run is there ({folder / 'config.yaml'} does not exist)")
+    config = load(folder / "config.yaml")
+    step = step if step is not None else _best_or_last(folder, config)
+    _, feed, task, executor = _assemble(config)
+    with contextlib.closing(feed.batches(0)) as batches:
+        batch = feed.preprocess(jax.tree.map(jnp.asarray, next(batches)))
+    key = jax.random.PRNGKey(config.train.seed)
+    variables = task.init(key, batch)
+    like = {"params": variables.params, "state": variables.state}
+    found = executor.replicate(load_step(folder / "checkpoints", step, like))
+    frozen = executor.replicate(variables.frozen)
+    compiled = compiled_evaluation(task, feed, executor, key, found["params"], found["state"], frozen)
+    metrics = evaluate(compiled, found["params"], found["state"], frozen)
+    result = {"step": step, **metrics}
+    if jax.process_index() == 0:
+        write_atomically(folder / f"evaluation_{step}.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def make_task(config: Config, num_classes: int, executor: parallel.Executor) -> Task:
+    """Makes the task that ``config.task`` names, for the data and the devices of this run.
+
+    Raises:
+        ConfigError: for a local learning rule under fp16, whose loss scale would leave the rule unscaled.
+    """
+    sync = config.train.sync_batch_norm
+    context = Context(
+        num_classes=num_classes,
+        load_weights=load_weights,
+        dtype=DTYPES[config.train.precision],
+        axis_name=executor.axis_name if sync else None,
+        batch_groups=executor.devices if executor.axis_name is None and not sync else 1,
+    )
+    task = import_module(f"jaxkit.tasks.{TASKS[config.task.name]}").make(config.task, context)
+    if task.update is not None and config.train.precision == "fp16":
+        raise ConfigError(f"train.precision: fp16 scales a loss, and the task {config.task.name} descends none")
+    return task
+
+
+def load_weights(source: Pretrained, like: dict[str, PyTree]) -> dict[str, PyTree]:
+    """Reads ``params`` and ``state`` that a config points to; trains them first where it points to a config.
+
+    Raises:
+        UserError: if the run, the step or the checkpoint is not there, damaged, or of another model.
+    """
+    if source.checkpoint is not None:
+        path = Path(source.checkpoint)
+        if not path.name.isdigit():
+            raise ConfigError(f"{path}: is no checkpoint; write <workdir>/checkpoints/<step>")
+        return load_step(path.parent, int(path.name), like)
+    config = source_config(source)
+    if source.workdir is not None:
+        folder = Path(source.workdir)
+    else:
+        folder = Path(source.cache) / f"{Path(source.config).stem}-{config.digest()}"
+        if workdir.finished(folder) is None:
+            if jax.process_index() == 0:
+                print(f"{source.config} is trained first, in {folder}")
+            run(config, folder, wait=True)
+    return load_step(folder / "checkpoints", _best_or_last(folder, config), like)
+
+
+def load_step(directory: Path, step: int, like: dict[str, PyTree]) -> dict[str, PyTree]:
+    """Reads ``params`` (their average, where the run kept one) and ``state`` of a checkpoint."""
+    name = "averaged" if checkpoint.holds(directory, step, "averaged") else "params"
+    found, _ = checkpoint.restore(directory, step, {name: like["params"], "state": like["state"]})
+    return {"params": found[name], "state": found["state"]}
+
+
+def digest(tree: PyTree) -> str:
+    """Hash of all leaves of a tree: their paths, types, shapes and bytes."""
+    total = hashlib.blake2b(digest_size=16)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def _assemble(config: Config) -> tuple[Source, Feed, Task, parallel.Executor]:
+    """Data, task and devices of a run."""
+    jax.config.update("jax_default_matmul_precision", config.train.matmul_precision)
+    if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
+    parallel.check_divides(config.data.batch_size, config.optimizer.accumulate, "data.batch_size")
+    executor = parallel.executor(config.train.parallel)
+    source = open_source(config.data)
+    feed = open_feed(
+        source,
+        config.data,
+        eval_batch_size=-(-config.data.eval_batch_size // executor.devices) * executor.devices,
+        seed=config.train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return source, feed, make_task(config, source.num_classes, executor), executor
+
+
+def _length(config: Config, examples: int) -> tuple[int, float]:
+    """Updates in the run, and in one pass over the examples."""
+    per_epoch = examples / config.data.batch_size
+    return config.train.steps or max(1, round(config.train.epochs * per_epoch)), per_epoch
+
+
+def _trainer(job: Run, start: int | None) -> Trainer:
+    """A new trainer, or one that stands where the checkpoint of step ``start`` was written."""
+    state, frozen = initial_state(job, jax.random.PRNGKey(job.config.seed))
+    note = {"frozen": digest(frozen)}
+    if start is None:
+        return Trainer(job, state, frozen, {}, note)
+    found, meta = checkpoint.restore(job.workdir / "checkpoints", start, saved_items(state))
+    if meta["frozen"] != note["frozen"]:
+        raise ConfigError(f"{job.workdir}: the frozen weights are not those that this run began with")
+    job.feed.restore(meta["loader"])
+    return Trainer(job, restored_state(found, state), frozen, meta, note)
+
+
+def _best_or_last(folder: Path, config: Config) -> int:
+    directory = folder / "checkpoints"
+    steps = checkpoint.saved_steps(directory)
+    if not steps:
+        raise ConfigError(f"{folder}: no checkpoint is there")
+    best = checkpoint.best_step(directory, *config.ranking())
+    return best if best is not None else steps[-1]

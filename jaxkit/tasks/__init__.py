@@ -1,0 +1,6 @@
+"""The tasks by name: ``TASKS[name]`` is the file, here and in ``jaxkit.schema``, that defines it."""
+
+TASKS = {
+    "classify": "classify",
+    "distill": "distill",
+}

@@ -1,0 +1,68 @@
+"""What the tasks over classifiers share: the network of a config, its forward pass in training, its scores."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, PyTree, UInt32
+
+from jaxkit import models
+from jaxkit.errors import ConfigError
+from jaxkit.losses.effective import EffectiveWeights
+from jaxkit.schema.model import Model
+from jaxkit.tasks.task import Context, Variables
+
+
+def build(config: Model, context: Context) -> nn.Module:
+    """Builds the network of a ``Model`` section for the data and the arithmetic of a run.
+
+    Raises:
+        ConfigError: if it has fewer classes than the data.
+    """
+    num_classes = config.num_classes or context.num_classes
+    if num_classes < context.num_classes:
+        raise ConfigError(f"{config.name} has num_classes = {num_classes}, but the data has {context.num_classes}")
+    options = {} if config.dropout_rate is None else {"dropout_rate": config.dropout_rate}
+    return models.build(
+        config.name, num_classes=num_classes, initialization=config.initialization, dtype=context.dtype, norm=context.norm, **options
+    )
+
+
+def initial_variables(network: nn.Module, key: UInt32[Array, "2"], images: Float[Array, "b h w c"]) -> tuple[PyTree, PyTree]:
+    """Initialises a network: its parameters, and its other collections (batch statistics)."""
+    variables = dict(jax.jit(network.init)(key, images))
+    return variables.pop("params"), variables
+
+
+def train_forward(
+    network: nn.Module, variables: Variables, images: Float[Array, "b h w c"], key: UInt32[Array, "2"]
+) -> tuple[Float[Array, "b k"], PyTree]:
+    """Runs a network in training mode: logits, and the collections it moved."""
+    (logits, _), state = network.apply(
+        {"params": variables.params, **variables.state},
+        images,
+        train=True,
+        mutable=list(variables.state),
+        rngs={"dropout": key},
+    )
+    return logits, state
+
+
+def logits_of(network: nn.Module, params: PyTree, state: PyTree, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
+    """Runs a network in evaluation mode."""
+    logits, _ = network.apply({"params": params, **state}, images)
+    return logits
+
+
+def in_top(logits: Float[Array, "b k"], label: Int[Array, " b"], n: int) -> Float[Array, " b"]:
+    """1 where the label is among the ``n`` classes of largest logit, else 0; of equal logits the lower index is first.
+
+    NaN logits are never right.
+    """
+    own = jnp.take_along_axis(logits, label[:, None], axis=1)
+    ahead = ~(logits <= own) | ((logits == own) & (jnp.arange(logits.shape[1]) < label[:, None]))
+    return (ahead.sum(axis=1) < n).astype(jnp.float32)
+
+
+def notes(weights: EffectiveWeights) -> tuple[str, ...]:
+    """Lines that say what a loss amounts to, and what is odd about it."""
+    return (f"loss = {weights}", *(f"warning: {line}" for line in weights.warnings))

@@ -1,0 +1,54 @@
+"""Knowledge distillation: frozen teachers and labels teach a student."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxkit import losses
+from jaxkit.losses.classification import cross_entropy
+from jaxkit.schema.distill import Distill
+from jaxkit.tasks.classifier import build, in_top, initial_variables, logits_of, notes, train_forward
+from jaxkit.tasks.task import Context, Task, Variables
+
+
+def make(config: Distill, context: Context) -> Task:
+    """Makes the task that minimises ``config.loss`` of a student over labelled images.
+
+    Teachers run in evaluation mode; the logits of several are averaged, the geometric mean of their predictions
+    (Hinton et al., 2015). Batches hold ``image [b h w c]`` and ``label [b]``. Evaluation: ``top1``, ``top5``,
+    ``loss`` (plain cross-entropy), ``agreement`` (student and teacher choose the same class).
+    """
+    student = build(config.student, context)
+    teachers = [build(teacher.model, context) for teacher in config.teacher]
+
+    def init(key, batch):
+        params, state = initial_variables(student, key, batch["image"])
+        frozen = []
+        for source, teacher in zip(config.teacher, teachers, strict=True):
+            like = initial_variables(teacher, key, batch["image"])
+            frozen.append(context.load_weights(source, {"params": like[0], "state": like[1]}))
+        return Variables(params, state, frozen)
+
+    def taught(variables, images):
+        """Logits of the teachers, averaged."""
+        pairs = zip(teachers, variables.frozen, strict=True)
+        logits = [logits_of(teacher, frozen["params"], frozen["state"], images) for teacher, frozen in pairs]
+        return jax.lax.stop_gradient(jnp.mean(jnp.stack(logits), axis=0))
+
+    def loss(variables, batch, key):
+        teacher = taught(variables, batch["image"])
+        logits, state = train_forward(student, variables, batch["image"], key)
+        value = losses.per_example(config.loss, logits, teacher, batch["label"]).mean()
+        agreement = in_top(logits, teacher.argmax(axis=1), 1).mean()
+        return value, (state, {"top1": in_top(logits, batch["label"], 1).mean(), "agreement": agreement})
+
+    def evaluate(variables, batch, key):
+        teacher = taught(variables, batch["image"])
+        logits = logits_of(student, variables.params, variables.state, batch["image"])
+        return {
+            "top1": in_top(logits, batch["label"], 1),
+            "top5": in_top(logits, batch["label"], 5),
+            "loss": cross_entropy(logits, batch["label"]),
+            "agreement": in_top(logits, teacher.argmax(axis=1), 1),
+        }
+
+    return Task(init, loss, evaluate, notes=notes(losses.effective_weights(config.loss, student.num_classes)))

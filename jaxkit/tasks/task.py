@@ -1,0 +1,58 @@
+"""What a task is to the trainer: a handful of pure functions, as an optimizer is to optax."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jaxkit.nn.norms import BatchNorm
+
+
+class Variables(NamedTuple):
+    """All arrays of a task, by who moves them."""
+
+    params: PyTree
+    """What the optimizer moves."""
+    state: PyTree
+    """What the forward pass moves: batch statistics, codebook usage, membranes."""
+    frozen: PyTree
+    """What nobody moves: teachers, tokenizers, encoders. Not checkpointed; a checkpoint keeps its hash."""
+
+
+class Task(NamedTuple):
+    """A method to train. Batches are dicts of arrays with a leading axis b; images are normalised by then."""
+
+    init: Callable
+    """``key, batch -> Variables``"""
+    loss: Callable
+    """``variables, batch, key -> scalar, (state, metrics)``: the mean over the batch, and scalars to log."""
+    evaluate: Callable
+    """``variables, batch, key -> {name: [b]}``: metrics of each example."""
+    sample: Callable | None = None
+    """``variables, key, n -> images [n h w c] in [0, 1]``, drawn at every evaluation."""
+    update: Callable | None = None
+    """``variables, batch, key -> (scalar, (state, metrics)), directions``: a local learning rule in place of the
+    gradient of ``loss``."""
+    notes: tuple[str, ...] = ()
+    """Lines to print before training."""
+
+
+class Context(NamedTuple):
+    """What a run tells the task it builds."""
+
+    num_classes: int
+    load_weights: Callable[..., PyTree]
+    """``load_weights(source, like) -> tree``: the variables a config's ``Pretrained`` section points to."""
+    dtype: jnp.dtype = jnp.float32
+    """Arithmetic of the layers."""
+    axis_name: str | None = None
+    """Mapped axis over which batch statistics are averaged."""
+    batch_groups: int = 1
+    """Parts of the batch normalised apart."""
+
+    @property
+    def norm(self) -> Callable[..., BatchNorm]:
+        """The batch normalisation of this run, for a network to make its own of."""
+        return partial(BatchNorm, axis_name=self.axis_name, groups=self.batch_groups)

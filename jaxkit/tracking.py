@@ -1,0 +1,228 @@
+"""Where a run is seen: a progress bar, metrics.jsonl, TensorBoard, W&B; at its end curves.png and results.json."""
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float
+from tqdm import tqdm
+
+from jaxkit.config import Config
+
+
+class Tracker:
+    """Writes the metrics of one run. Only the first process writes; in others every method does nothing.
+
+    Args:
+        workdir: gets ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``curves.png``.
+        config: of the run; its ``tracking`` section says where metrics go, and W&B shows all of it.
+        start: the step the run goes on from; records after it, of a run cut off later, are dropped.
+        steps: the step the run ends at.
+    """
+
+    def __init__(self, workdir: Path, config: Config, *, start: int, steps: int):
+        self.workdir, self._active = workdir, jax.process_index() == 0
+        tracking = config.tracking
+        shown = self._active and tracking.progress
+        self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not shown)
+        self._board = self._wandb = None
+        if not self._active:
+            return
+        path = workdir / "metrics.jsonl"
+        earlier = [record for record in read_metrics(path) if record["step"] <= start] if start else []
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in earlier))
+        self._file = path.open("a", encoding="utf-8")
+        if tracking.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        if tracking.wandb is not None:
+            import wandb
+
+            self._wandb = wandb.init(
+                **tracking.wandb.model_dump(),
+                dir=workdir,
+                config=config.model_dump(mode="json"),
+                id=_run_id(workdir),
+                resume="allow",
+            )
+
+    def log(self, step: int, kind: str, values: dict[str, float]) -> None:
+        """Writes scalars of a step; ``kind`` is ``train`` or ``eval``."""
+        if not self._active:
+            return
+        record = {"step": step, "kind": kind, **{name: _finite(value) for name, value in values.items()}}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+        shown = [f"{name} {values[name]:.4g}" for name in ("loss", "top1") if name in values]
+        self._bar.set_postfix_str(f"{kind}: {', '.join(shown)}")
+
+    def samples(self, step: int, images: Float[np.ndarray, "n h w c"]) -> None:
+        """Writes images in [0, 1] as one grid, ``samples/<step>.png``."""
+        if not self._active:
+            return
+        picture = grid(images)
+        (self.workdir / "samples").mkdir(exist_ok=True)
+        _save_png(self.workdir / "samples" / f"{step:08d}.png", picture)
+        if self._board is not None:
+            self._board.add_image("samples", picture, step, dataformats="HWC")
+
+    def advance(self) -> None:
+        """Moves the progress bar by one step."""
+        self._bar.update()
+
+    def say(self, line: str) -> None:
+        """Prints a line without tearing the progress bar."""
+        if self._active:
+            self._bar.write(line)
+
+    def sync(self) -> None:
+        """Forces what was logged to disk, so that a checkpoint is never ahead of its metrics."""
+        if self._active:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Draws the curves and closes every writer."""
+        self._bar.close()
+        if not self._active:
+            return
+        self._file.close()
+        draw_curves(read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png")
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+class Windows:
+    """Scalars of training steps on their way from the device to a tracker, logged as means over windows of steps.
+
+    Args:
+        tracker: what logs them.
+        extra: step -> further scalars to log with it.
+    """
+
+    def __init__(self, tracker: Tracker, extra: Callable[[int], dict[str, float]]):
+        self._tracker, self._extra = tracker, extra
+        self._windows: list[list[tuple[int, dict[str, jax.Array]]]] = [[]]
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the scalars of a step, computed or not; ``ok`` among them says whether the step went well."""
+        self._windows[-1].append((step, metrics))
+        self._tracker.advance()
+
+    def report(self, wait: bool) -> tuple[int, dict[str, float]] | None:
+        """Closes a window and logs all, or, without ``wait``, all but it: its steps are still being computed.
+
+        Returns:
+            the first step that did not go well, with its scalars; nothing after it is logged.
+        """
+        self._windows.append([])
+        while len(self._windows) > (1 if wait else 2):
+            window = self._windows.pop(0)
+            fetched = [{name: float(value) for name, value in m.items()} for m in jax.device_get([m for _, m in window])]
+            for (step, _), metrics in zip(window, fetched, strict=True):
+                if not metrics.pop("ok"):
+                    return step, {**metrics, **self._extra(step)}
+            if window:
+                step = window[-1][0]
+                means = {name: _finite_mean([metrics[name] for metrics in fetched]) for name in fetched[0]}
+                self._tracker.log(step, "train", {**means, **self._extra(step)})
+        return None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, in order; a last line cut off by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
+    """Draws every metric over steps, training and evaluation in one panel each."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    curves: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        for name, value in record.items():
+            if name not in ("step", "kind") and value is not None:
+                curves[name][record["kind"]].append((record["step"], value))
+    if not curves:
+        return
+    columns = min(3, len(curves))
+    rows = math.ceil(len(curves) / columns)
+    figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, (name, kinds) in zip(panels, curves.items(), strict=False):
+        for kind, points in kinds.items():
+            panel.plot(*zip(*points, strict=True), label=kind, marker="o" if kind == "eval" else None, markersize=3)
+        panel.set(title=name, xlabel="step")
+        panel.grid(alpha=0.3)
+        panel.legend()
+    for panel in list(panels):
+        panel.remove()
+    part = path.with_suffix(".part.png")
+    figure.savefig(part, dpi=110)
+    part.replace(path)
+
+
+def grid(images: Float[np.ndarray, "n h w c"]) -> np.ndarray:
+    """Puts images in [0, 1] side by side, near to a square, black where there are none; uint8 ``[h w 3]``."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    blank = np.zeros((rows * columns - len(images), *images.shape[1:]), images.dtype)
+    sheet = rearrange(np.concatenate([images, blank]), "(r k) h w c -> (r h) (k w) c", r=rows)
+    pixels = np.round(np.clip(sheet, 0, 1) * 255).astype(np.uint8)
+    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file so that it is there in full or not at all."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _save_png(path: Path, pixels: np.ndarray) -> None:
+    from PIL import Image
+
+    part = path.with_suffix(".part.png")
+    Image.fromarray(pixels).save(part)
+    part.replace(path)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _finite_mean(values: list[float]) -> float:
+    """The mean of the finite values: under float16 a gradient overflows now and then, and its step is skipped."""
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else math.nan
+
+
+def _run_id(workdir: Path) -> str:
+    """The W&B id of this workdir's run, kept so that a resumed run goes on in the same one."""
+    path = workdir / "wandb_id"
+    if not path.is_file():
+        write_atomically(path, os.urandom(4).hex())
+    return path.read_text()

@@ -1,0 +1,349 @@
+"""The training loop: one compiled step for every task, and what happens around it between steps."""
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Int, PyTree, UInt32
+
+from jaxkit import parallel
+from jaxkit.checkpoint import Checkpoints
+from jaxkit.data.feed import Feed
+from jaxkit.optimizer import accumulate, averaged_params, loss_scale
+from jaxkit.schema.train import Train
+from jaxkit.stop import Interrupted, NonFinite, Stop
+from jaxkit.tasks.task import Task, Variables
+from jaxkit.tracking import Tracker, Windows
+
+SAMPLES = 16
+
+
+class TrainState(NamedTuple):
+    """All that a step changes. ``ok`` falls at the first loss or gradient that is not finite; then nothing moves."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    state: PyTree
+    opt_state: PyTree
+    key: UInt32[Array, "2"]
+    ok: Bool[Array, ""]
+
+
+def train_step(state: TrainState, frozen: PyTree, batch: PyTree, *, task, optimizer, augment, executor, pieces):
+    """Updates the parameters once, from one batch of raw examples; returns the new state and scalars to log."""
+    key_augment, key_loss = jax.random.split(jax.random.fold_in(state.key, state.step))
+    batch = augment(executor.example_keys(key_augment, examples_in(batch)), batch)
+    scale = loss_scale(state.opt_state)
+    update = accumulate(task.update or gradient_of(task.loss, scale), pieces)
+
+    variables = Variables(state.params, state.state, frozen)
+    (loss, (moved, metrics)), grads = executor.mean(update(variables, batch, executor.layer_key(key_loss)))
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    norm = optax.tree.norm(grads) / scale
+    # A loss scaled for float16 overflows its gradients now and then; the optimizer skips those updates itself.
+    ok = state.ok & jnp.isfinite(loss) & (jnp.isfinite(norm) | (scale > 1))
+    new = TrainState(state.step + 1, params, moved, opt_state, state.key, ok)
+    new = jax.tree.map(partial(jnp.where, ok), new, state)._replace(ok=ok)
+    return new, {**metrics, "loss": loss, "grad_norm": norm, "ok": ok}
+
+
+def gradient_of(loss: Callable, scale: float | Array) -> Callable:
+    """Makes ``variables, batch, key -> (loss, (state, metrics)), gradients`` of a task's loss.
+
+    The gradients, not the loss, are multiplied by ``scale``.
+    """
+
+    def scaled(params, variables, batch, key):
+        value, aux = loss(variables._replace(params=params), batch, key)
+        return value * scale, (value, aux)
+
+    def update(variables, batch, key):
+        (_, result), gradients = jax.value_and_grad(scaled, has_aux=True)(variables.params, variables, batch, key)
+        return result, gradients
+
+    return update
+
+
+def eval_step(state: PyTree, frozen: PyTree, batch: PyTree, *, task, preprocess, executor) -> dict[str, Array]:
+    """Sums each metric over the real examples of a batch, those with ``mask`` 1, and counts them.
+
+    ``state`` is ``(params, state, key, number)``; the number of the batch makes its key, the same at every evaluation.
+    """
+    params, moved, key, number = state
+    key = jax.random.fold_in(key, number)
+    batch = dict(batch)
+    mask = batch.pop("mask")
+    values = task.evaluate(Variables(params, moved, frozen), preprocess(batch), executor.layer_key(key))
+    sums = {name: jnp.where(mask > 0, value, 0).sum() for name, value in values.items()}
+    return executor.total({**sums, "examples": mask.sum()})
+
+
+class Evaluation(NamedTuple):
+    """A compiled :func:`eval_step` with what it reads."""
+
+    step: Callable
+    feed: Feed
+    executor: parallel.Executor
+    key: UInt32[Array, "2"]
+
+    def state(self, params: PyTree, state: PyTree, number: int) -> tuple:
+        """What the step takes for the batch of this number."""
+        return params, state, self.key, self.executor.replicate(np.uint32(number))
+
+
+def compiled_evaluation(task: Task, feed: Feed, executor, key, params, state, frozen) -> Evaluation:
+    """Compiles the evaluation of variables like these. ``key`` is that of the training run."""
+    # the last number fold_in takes: one that no training step has
+    key = executor.replicate(jax.random.fold_in(key, 2**32 - 1))
+    step = partial(eval_step, task=task, preprocess=feed.preprocess, executor=executor)
+    with closing(feed.eval_batches()) as batches:
+        batch = executor.put_batch(next(batches))
+    unready = Evaluation(step, feed, executor, key)
+    return unready._replace(step=executor.compile(step, unready.state(params, state, 0), frozen, batch, donate=False))
+
+
+def evaluate(evaluation: Evaluation, params: PyTree, state: PyTree, frozen: PyTree, stopped=lambda: False):
+    """Averages each metric over one pass of the evaluation examples, without waiting between batches.
+
+    Returns:
+        ``{name: mean}``; None if ``stopped``, asked before each batch, said so.
+    """
+    sums = []
+    with closing(evaluation.feed.prefetch(evaluation.feed.eval_batches(), evaluation.executor.put_batch)) as batches:
+        for number, batch in enumerate(batches):
+            if stopped():
+                return None
+            sums.append(evaluation.step(evaluation.state(params, state, number), frozen, batch))
+    fetched = jax.device_get(sums)
+    totals = {name: math.fsum(float(batch[name]) for batch in fetched) for name in fetched[0]}
+    examples = totals.pop("examples")
+    return {name: total / examples for name, total in totals.items()}
+
+
+def examples_in(batch: PyTree) -> int:
+    """The length of the leading axis."""
+    return len(jax.tree.leaves(batch)[0])
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, on what, how, and where its traces go."""
+
+    task: Task
+    feed: Feed
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    executor: parallel.Executor
+    config: Train
+    steps: int
+    pieces: int
+    """Parts a batch is worked through in."""
+    metric: str
+    """The evaluation metric that ranks checkpoints."""
+    mode: str
+    """Whether its ``max`` or its ``min`` is best."""
+    tracker: Tracker
+    checkpoints: Checkpoints
+    workdir: Path
+
+
+def initial_state(run: Run, key: UInt32[Array, "2"]) -> tuple[TrainState, PyTree]:
+    """Initialises the task's variables on every device: the state at step 0, and the frozen variables."""
+    with closing(run.feed.batches(0)) as batches:
+        host = next(batches)
+    variables = run.task.init(key, run.feed.preprocess(jax.tree.map(jnp.asarray, host)))
+    opt_state = jax.jit(run.optimizer.init)(variables.params)
+    state = TrainState(jnp.int32(0), variables.params, variables.state, opt_state, key, jnp.bool(True))
+    return run.executor.replicate(state), run.executor.replicate(variables.frozen)
+
+
+class Trainer:
+    """Takes a state from where it stands to ``run.steps``.
+
+    Args:
+        run: what to train.
+        state: from :func:`initial_state`, or restored onto the same devices.
+        frozen: the frozen variables, on every device.
+        meta: of the checkpoint that ``state`` came from (see :meth:`_save`); empty for a new run.
+        note: entries to add to the meta data of every checkpoint.
+    """
+
+    def __init__(self, run: Run, state: TrainState, frozen: PyTree, meta: dict[str, Any], note: dict[str, Any]):
+        self.run, self.state, self.frozen, self.note = run, state, frozen, note
+        self.step = self.start = int(state.step)
+        self.metrics: dict[str, float] | None = meta.get("metrics")
+        self.best: float | None = meta.get("best")
+        self.seconds: float = meta.get("seconds", 0.0)
+        self.recompilations = 0
+        """Programs compiled after the first step."""
+        self.steps_per_second: float | None = None
+        """Of this process's life, evaluation left out; None where no step was left to do."""
+        self._eval_seconds = 0.0
+        self._saved = self.start if meta else None
+        self._rates = np.asarray(jax.jit(jax.vmap(run.learning_rate))(jnp.arange(run.steps)))
+        self._windows = Windows(run.tracker, lambda step: {"learning_rate": float(self._rates[step - 1])})
+        began = time.perf_counter()
+        training = partial(
+            train_step,
+            task=run.task,
+            optimizer=run.optimizer,
+            augment=run.feed.augment,
+            executor=run.executor,
+            pieces=run.pieces,
+        )
+        with closing(run.feed.batches(0)) as batches:
+            batch = run.executor.put_batch(next(batches))
+        self._train_step = run.executor.compile(training, state, frozen, batch)
+        key = jax.device_get(state.key)
+        self._evaluation = compiled_evaluation(run.task, run.feed, run.executor, key, *self._variables(), frozen)
+        self._sample = jax.jit(partial(run.task.sample, n=SAMPLES)) if run.task.sample else None
+        self.compile_seconds = time.perf_counter() - began
+
+    def train(self) -> None:
+        """Runs to the last step and waits until its checkpoint is on disk.
+
+        Raises:
+            Interrupted: on SIGTERM or SIGINT, once the step is done and saved.
+            NonFinite: when the loss is; the state before that step is saved, with a report beside it.
+            CheckpointError: when a checkpoint cannot be written.
+        """
+        run = self.run
+        placed = run.feed.prefetch(run.feed.batches(self.start), run.executor.put_batch)
+        self._began = time.perf_counter()
+        with Stop() as stop, closing(placed) as batches:
+            if self.start and self.metrics is None:
+                self._finish_step(stop)  # the run was cut off before the evaluation of this step
+            compiled = None
+            while self.step < run.steps:
+                self.state, metrics = self._train_step(self.state, self.frozen, next(batches))
+                self.step += 1
+                self.metrics = None
+                self._windows.add(self.step, metrics)
+                if compiled is None:
+                    compiled = parallel.compilations()
+                if self._due(run.config.log_every):
+                    self._report(wait=False)
+                self._finish_step(stop)
+            self._report()
+            self.recompilations = parallel.compilations() - compiled if compiled is not None else 0
+        loop = time.perf_counter() - self._began
+        if self.step > self.start:
+            self.steps_per_second = (self.step - self.start) / (loop - self._eval_seconds)
+        self.seconds += loop
+        run.checkpoints.wait()
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.run.steps
+
+    def _finish_step(self, stop: Stop) -> None:
+        """Evaluates, saves, stops: whichever is due."""
+        config = self.run.config
+        improved = self._due(config.eval_every) and self._evaluate(stop)
+        stopping = self._stopping(stop)
+        if improved or stopping or self._due(config.checkpoint_every):
+            self._save()
+        if stopping:
+            self.run.checkpoints.wait()
+            name = "Ctrl-C" if stop.signum == signal.SIGINT else "SIGTERM"
+            raise Interrupted(
+                stop.signum or signal.SIGTERM,
+                f"stopped by {name} after step {self.step} of {self.run.steps}, saved in {self.run.workdir}; "
+                "the same command goes on from there",
+            )
+
+    def _stopping(self, stop: Stop) -> bool:
+        """Whether to stop here. Several processes agree on it, which takes a wait, so they ask only when they log."""
+        if self.step == self.run.steps:
+            return False
+        if jax.process_count() == 1:
+            return stop.signum is not None
+        return self._due(self.run.config.log_every) and parallel.any_process(stop.signum is not None)
+
+    def _report(self, wait: bool = True) -> None:
+        """Logs the steps computed so far, or all once computed; raises NonFinite at the first that failed."""
+        failed = self._windows.report(wait)
+        if failed:
+            self._fail(*failed)
+
+    def _evaluate(self, stop: Stop) -> bool:
+        """Evaluates and logs; whether it is the best so far. A signal ends it early, without a result."""
+        self._report()
+        began = time.perf_counter()
+        # Several processes evaluate to the end: the others would wait for this one's part of the next batch.
+        stopped = (lambda: stop.signum is not None) if jax.process_count() == 1 else (lambda: False)
+        params, state = self._variables()
+        self.metrics = evaluate(self._evaluation, params, state, self.frozen, stopped)
+        if self.metrics is None:
+            return False
+        self._eval_seconds += time.perf_counter() - began
+        self.run.tracker.log(self.step, "eval", self.metrics)
+        if self._sample is not None:
+            images = self._sample(Variables(params, state, self.frozen), self._evaluation.key)
+            self.run.tracker.samples(self.step, np.asarray(images, np.float32))
+        value = self.metrics[self.run.metric]
+        sign = 1 if self.run.mode == "max" else -1
+        if math.isnan(value) or (self.best is not None and sign * value < sign * self.best):
+            return False
+        self.best = value
+        return self.run.config.keep_best > 0
+
+    def _variables(self) -> tuple[PyTree, PyTree]:
+        """What is evaluated: averaged parameters where the optimizer keeps an average, and the state."""
+        return averaged_params(self.state.opt_state, self.state.params), self.state.state
+
+    def _save(self) -> None:
+        self._report()
+        if self._saved == self.step and self.metrics is None:
+            return
+        self.run.tracker.sync()
+        meta = {
+            **self.note,
+            "loader": self.run.feed.position(self.step),
+            "best": self.best,
+            "seconds": self.seconds + time.perf_counter() - self._began,
+        }
+        self.run.checkpoints.save(self.step, saved_items(self.state), meta, self.metrics)
+        self._saved = self.step
+
+    def _fail(self, step: int, metrics: dict[str, float]) -> None:
+        """Saves the state before ``step``, where it has stood since, and reports the step that went wrong."""
+        with closing(self.run.feed.batches(step - 1)) as batches:
+            batch = next(batches)
+        error = NonFinite(self.run.workdir, step, metrics, self.state.params, batch)
+        self.step, self.metrics = step - 1, None
+        self.state = self.state._replace(ok=self.run.executor.replicate(np.bool_(True)))
+        if step > 1:
+            self._save()
+            self.run.checkpoints.wait()
+        raise error
+
+
+def saved_items(state: TrainState) -> dict[str, PyTree]:
+    """The items of a checkpoint: ``params``, ``state``, ``optimizer``, and ``averaged`` parameters if there are any.
+
+    What evaluates or teaches is thus read without knowing the optimizer.
+    """
+    averaged = averaged_params(state.opt_state, state.params)
+    items = {
+        "params": state.params,
+        "state": state.state,
+        "optimizer": {"opt_state": state.opt_state, "step": state.step, "key": state.key},
+    }
+    return items if averaged is state.params else {**items, "averaged": averaged}
+
+
+def restored_state(items: dict[str, PyTree], like: TrainState) -> TrainState:
+    """Puts the items of a checkpoint back together; ``like`` lends what is not saved."""
+    return like._replace(params=items["params"], state=items["state"], **items["optimizer"])

@@ -1,0 +1,196 @@
+"""The folder of a run: whose it is, what it holds already, what it says in the end."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+
+from jaxkit import checkpoint, parallel
+from jaxkit.config import Config, load
+from jaxkit.errors import ConfigError
+from jaxkit.tracking import read_metrics, write_atomically
+
+PACKAGES = ("jaxkit", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+# What a resumed run may do otherwise than it began: none of it changes an update, but for the length of the run.
+MAY_CHANGE = {
+    "tracking", "data.threads", "data.eval_batch_size", "train.steps", "train.epochs", "train.log_every",
+    "train.eval_every", "train.checkpoint_every", "train.keep_last", "train.keep_best", "train.best_metric",
+    "train.parallel",
+}  # fmt: skip
+WRITTEN = (
+    "checkpoints", "damaged", "tensorboard", "samples", "metrics.jsonl", "results.json", "curves.png", "config.yaml",
+    "environment.json", "nonfinite.json", "nonfinite_batch.npz", "wandb_id",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def held(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Makes the workdir and keeps other runs out of it; with ``wait``, until one that is there has ended.
+
+    Raises:
+        ConfigError: if another run is there and ``wait`` is off.
+    """
+    if jax.process_index():
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"--workdir {folder}: cannot be written to: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another run is at work in {folder}; wait for it, or choose another --workdir") from None
+        yield
+
+
+def prepare(folder: Path, config: Config, resume: str, force: bool) -> int | None:
+    """Decides where to begin: a saved step, or None for a new run. Leaves ``config.yaml`` and ``environment.json``.
+
+    Args:
+        folder: the workdir.
+        config: of the run to come.
+        resume: ``latest`` (a new run if there is nothing to resume), a step, or ``never``.
+        force: whether what is there may be overwritten.
+
+    Raises:
+        ConfigError: if the folder holds a run of another config, or newer steps than the one asked for.
+    """
+    start = _prepare(folder, config, resume, force) if jax.process_index() == 0 else None
+    return parallel.from_first_process(start)
+
+
+def _prepare(folder: Path, config: Config, resume: str, force: bool) -> int | None:
+    if (folder / "config.yaml").is_file():
+        changes = _changes(load(folder / "config.yaml"), config)
+        blocking = [line for key, line in changes.items() if not _may_change(key)]
+        if blocking and resume != "never" and not force:
+            shown = "".join(f"\n  {line}" for line in blocking)
+            raise ConfigError(
+                f"{folder} holds a run of another config:{shown}\nchoose another --workdir, or overwrite it with --force"
+            )
+        if resume == "never" and not force:
+            raise ConfigError(f"{folder} already holds a run; choose another --workdir, or overwrite it with --force")
+        if resume == "never" or blocking:
+            _clear(folder)
+        for line in changes.values():
+            print(f"changed since the run began: {line}")
+    directory = folder / "checkpoints"
+    for line in checkpoint.set_damaged_aside(directory):
+        print(line, file=sys.stderr)
+    steps = checkpoint.saved_steps(directory)
+    start = max(steps, default=None)
+    if resume not in ("latest", "never"):
+        start = _chosen(folder, int(resume), steps, force)
+    write_atomically(folder / "config.yaml", config.yaml())
+    write_atomically(folder / "environment.json", json.dumps(_environment(config), indent=2))
+    return start
+
+
+def _chosen(folder: Path, step: int, steps: list[int], force: bool) -> int:
+    """The step to resume from, with the steps after it removed."""
+    if step not in steps:
+        raise ConfigError(f"--resume {step}: {folder} holds no such step; it has {', '.join(map(str, steps)) or 'none'}")
+    newer = [s for s in steps if s > step]
+    if newer and not force:
+        raise ConfigError(
+            f"--resume {step}: {folder} holds newer steps too ({', '.join(map(str, newer))}), which this run would write "
+            "anew; drop them with --force"
+        )
+    for s in newer:
+        shutil.rmtree(folder / "checkpoints" / str(s))
+    return step
+
+
+def finish(folder: Path, config: Config, train: dict[str, Any]) -> dict[str, Any]:
+    """Writes ``results.json``: best and last metrics, what ``train`` tells of the loop, devices, versions."""
+    metric, mode = config.ranking()
+    records = [record for record in read_metrics(folder / "metrics.jsonl") if record["kind"] == "eval"]
+    evaluations = [{name: value for name, value in record.items() if name != "kind"} for record in records]
+    sign = 1 if mode == "max" else -1
+    ranked = [record for record in evaluations if record[metric] is not None]
+    devices = jax.devices()
+    results = {
+        "best": max(ranked, key=lambda record: (sign * record[metric], record["step"]), default=None),
+        "last": evaluations[-1] if evaluations else None,
+        "train": train,
+        "devices": {"count": len(devices), "kind": devices[0].device_kind, "processes": jax.process_count()},
+        "versions": _versions(),
+        "config": config.digest(),
+    }
+    if jax.process_index() == 0:
+        write_atomically(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The results of a run that came to its end."""
+    path = folder / "results.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _may_change(key: str) -> bool:
+    return key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE
+
+
+def _changes(old: Config, new: Config) -> dict[str, str]:
+    """A line for each dotted key whose value differs."""
+    before, after = (_flat(yaml.safe_load(config.yaml())) for config in (old, new))
+    keys = [key for key in (before | after) if before.get(key) != after.get(key)]
+    return {key: f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys}
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {key: value for name, part in tree.items() for key, value in _flat(part, f"{path}.{name}".lstrip(".")).items()}
+
+
+def _clear(folder: Path) -> None:
+    for name in WRITTEN:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def _environment(config: Config) -> dict[str, Any]:
+    return {
+        "config": config.digest(),
+        "command": sys.argv,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "git": _git(),
+        "versions": _versions(),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and changed files of the checkout this package runs from; None where it is no checkout, or git is missing."""
+    root = Path(__file__).parent
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "changed": ask("status", "--porcelain", "-uno").splitlines()}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,48 @@
+"""Trains what a config says; run with --help."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from jaxkit.cli import distributed_arguments, reported, start_processes, step_or
+from jaxkit.config import load
+from jaxkit.tasks import TASKS
+
+parser = argparse.ArgumentParser(
+    description="Trains a task. The config is YAML; section.key=value arguments change it.",
+    epilog=f"tasks: {', '.join(TASKS)}. Common keys: task.model.name, task.student.name, task.teacher.config, "
+    "task.loss.name, data.name, data.batch_size, optimizer.name, optimizer.learning_rate, train.steps, train.seed, "
+    "train.eval_every, train.checkpoint_every, train.parallel (jit, pmap), train.precision (no, bf16, fp16). "
+    "Exit codes: 0 trained, 1 failed, 2 wrong config or arguments, 130 Ctrl-C, 143 SIGTERM.",
+)
+parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, such as configs/distill_digits.yaml")
+parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values in place of the file's")
+parser.add_argument("--workdir", type=Path, metavar="DIR", help="where the run writes; default: runs/<name of the config>")
+parser.add_argument(
+    "--resume", type=step_or("latest", "never"), default="latest", metavar="latest|STEP|never",
+    help="the checkpoint to go on from; default: the newest, if the workdir holds one",
+)  # fmt: skip
+parser.add_argument("--force", action="store_true", help="overwrite an earlier run in the workdir")
+parser.add_argument("--print-config", action="store_true", help="print the whole config, defaults included, and exit")
+distributed_arguments(parser)
+
+
+def main() -> None:
+    """Parses, validates, and only then imports what is heavy."""
+    arguments = parser.parse_intermixed_args()
+    config = load(arguments.config, tuple(arguments.overrides))
+    if arguments.print_config:
+        sys.stdout.write(config.yaml())
+        return
+    start_processes(arguments)
+    from jaxkit.experiment import run
+
+    folder = arguments.workdir or Path("runs") / Path(arguments.config).stem
+    results = run(config, folder, arguments.resume, arguments.force)
+    best = ", ".join(f"{name} {value:.4g}" for name, value in results["best"].items() if name != "step")
+    print(f"best, at step {results['best']['step']}: {best}\n{folder}: results.json, curves.png, checkpoints")
+
+
+if __name__ == "__main__":
+    with reported():
+        main()
