@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -62,6 +63,11 @@ class Config(Section):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
+@cache
+def _schema(task: str) -> type[Config]:
+    return create_model("Config", __base__=Config, task=(task_section(task), ...))
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's scalars: ``1e-3`` is a number and ``no`` is a word; a key given twice is an error."""
 
@@ -100,9 +106,7 @@ def parse(raw: dict, origin: str) -> Config:
     """Validates a config given as nested dicts; ``origin`` names it in errors."""
     task = raw.get("task")
     name = task.get("name") if isinstance(task, dict) else None
-    schema = Config
-    if isinstance(name, str) and name in TASKS:
-        schema = create_model("Config", __base__=Config, task=(task_section(name), ...))
+    schema = _schema(name) if isinstance(name, str) and name in TASKS else Config
     try:
         config = schema.model_validate(raw)
         if schema is Config:
@@ -183,7 +187,7 @@ def _describe(problem: dict, raw: dict, schema: type[Section]) -> str:
     match problem["type"]:
         case "extra_forbidden":
             siblings = [name for section in sections for name in section.model_fields]
-            return f"{dotted}: unknown key{_nearest(key, siblings) or _elsewhere(key, schema)}"
+            return f"{dotted}: unknown key{_nearest(key, siblings) or _elsewhere(key, path[0], schema)}"
         case "missing":
             return f"{dotted}: is missing"
         case "union_tag_invalid":
@@ -229,9 +233,11 @@ def _sections(annotations, value) -> list[type[Section]]:
     return [s for s in found if "name" in s.model_fields and name in get_args(s.model_fields["name"].annotation)] or found
 
 
-def _elsewhere(key: str, schema: type[Section]) -> str:
-    """Says where a key would be right that is unknown where it stands."""
+def _elsewhere(key: str, here: str, schema: type[Section]) -> str:
+    """Says in which other section a key would be right that is unknown ``here``."""
     for top, field in schema.model_fields.items():
+        if top == here:
+            continue
         if key == top or any(key in section.model_fields for section in _sections([field.annotation], None)):
             return f", did you mean {top if key == top else f'{top}.{key}'!r}?"
     return ""

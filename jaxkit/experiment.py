@@ -53,6 +53,8 @@ def run(config: Config, folder: Path, resume: str = "latest", force: bool = Fals
         results = workdir.finished(folder)
         if start == steps and results is not None:
             return results
+        if jax.process_index() == 0:
+            print("\n".join(task.notes))
         metric, mode = config.ranking()
         keep = {"keep_last": config.train.keep_last, "keep_best": config.train.keep_best}
         saved = checkpoint.Checkpoints(folder / "checkpoints", metric=metric, mode=mode, **keep)
@@ -74,8 +76,6 @@ def run(config: Config, folder: Path, resume: str = "latest", force: bool = Fals
             checkpoints=saved,
             workdir=folder,
         )
-        for line in task.notes:
-            tracker.say(line)
         trainer = _trainer(job, start)
         trainer.train()
         rate = trainer.steps_per_second

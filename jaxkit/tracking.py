@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,9 @@ class Tracker:
         self.workdir, self._active = workdir, jax.process_index() == 0
         tracking = config.tracking
         shown = self._active and tracking.progress
-        self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not shown)
+        # in a log file every refresh is a line
+        every = 0.5 if sys.stderr.isatty() else 30
+        self._bar = tqdm(total=steps, initial=start, unit="step", mininterval=every, dynamic_ncols=True, disable=not shown)
         self._board = self._wandb = None
         if not self._active:
             return
@@ -67,7 +70,7 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
         shown = [f"{name} {values[name]:.4g}" for name in ("loss", "top1") if name in values]
-        self._bar.set_postfix_str(f"{kind}: {', '.join(shown)}")
+        self._bar.set_postfix_str(f"{kind}: {', '.join(shown)}", refresh=False)
 
     def samples(self, step: int, images: Float[np.ndarray, "n h w c"]) -> None:
         """Writes images in [0, 1] as one grid, ``samples/<step>.png``."""
@@ -82,11 +85,6 @@ class Tracker:
     def advance(self) -> None:
         """Moves the progress bar by one step."""
         self._bar.update()
-
-    def say(self, line: str) -> None:
-        """Prints a line without tearing the progress bar."""
-        if self._active:
-            self._bar.write(line)
 
     def sync(self) -> None:
         """Forces what was logged to disk, so that a checkpoint is never ahead of its metrics."""

@@ -95,8 +95,8 @@ SCHEDULES = {
 class Ema(Section):
     """Exponential moving average of the parameters, used in evaluation.
 
-    With ``warmup`` the decay at update t is ``min(decay, (1 + t) / (10 + t))`` (as in torch's and TensorFlow's
-    usual averages), so that early averages are not dominated by the initial parameters.
+    With ``warmup`` the decay at update t = 0, 1, ... is ``min(decay, (1 + t) / (10 + t))``, except that the first
+    update copies the parameters, as diffusers' ``EMAModel`` does: early averages do not hang on the initial parameters.
     """
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999

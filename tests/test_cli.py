@@ -1,0 +1,99 @@
+import json
+import subprocess
+import sys
+
+from conftest import ROOT, script
+
+
+def test_help_lists_tasks_and_common_keys_and_imports_nothing_heavy():
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = ['train.py', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0\n"
+        "heavy = {'jax', 'flax', 'optax', 'numpy', 'torch', 'grain', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    for word in ("classify", "distill", "data.batch_size", "train.parallel", "--resume"):
+        assert word in finished.stdout
+
+
+def test_a_wrong_key_ends_with_code_2_one_message_and_no_traceback():
+    finished = script("train.py", "--config", "configs/distill_digits.yaml", "task.los=kd", check=False)
+    assert finished.returncode == 2
+    assert "task.los" in finished.stderr
+    assert "'loss'" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_wrong_flag_ends_with_code_2():
+    for arguments in (["--confg", "x"], ["--config", "configs/distill_digits.yaml", "--resume", "soon"], []):
+        assert script("train.py", *arguments, check=False).returncode == 2
+
+
+def test_print_config_shows_every_default_and_trains_nothing(tmp_path, config_file):
+    shown = script("train.py", "--config", config_file(), "--print-config", "--workdir", tmp_path / "run").stdout
+    assert "keep_best: 1" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_then_evaluating_gives_the_metrics_the_run_reported(tmp_path, config_file):
+    folder = tmp_path / "run"
+    path = config_file(train__steps=30, optimizer__ema={"decay": 0.9}, tracking__tensorboard=True)
+    finished = script("train.py", "--config", path, "--workdir", folder)
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results) >= {"best", "last", "train", "devices", "versions"}
+    assert results["train"].keys() >= {"seconds", "compile_seconds", "examples_per_second"}
+    assert results["train"]["recompilations"] == 0
+    assert f"{results['best']['top1']:.4g}" in finished.stdout
+    written = {path.name for path in folder.iterdir()}
+    expected = {"config.yaml", "environment.json", "metrics.jsonl", "curves.png", "checkpoints", "tensorboard"}
+    assert expected <= written
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["versions"]["jax"]
+    assert environment["config"] == results["config"]
+
+    for arguments, expected in ((), results["best"]), (("--step", "30"), results["last"]):
+        printed = json.loads(script("evaluate.py", "--workdir", folder, *arguments).stdout)
+        assert printed == expected
+        assert json.loads((folder / f"evaluation_{expected['step']}.json").read_text()) == expected
+
+
+def test_evaluating_what_is_not_there_is_one_message(tmp_path, config_file):
+    finished = script("evaluate.py", "--workdir", tmp_path / "none", check=False)
+    assert finished.returncode == 2
+    assert "no run is there" in finished.stderr
+    folder = tmp_path / "run"
+    script("train.py", "--config", config_file(train__steps=2), "--workdir", folder)
+    finished = script("evaluate.py", "--workdir", folder, "--step", "7", check=False)
+    assert finished.returncode == 1
+    assert "the steps saved are: 2" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_only_some_of_the_flags_for_several_processes_is_an_error(config_file):
+    finished = script("train.py", "--config", config_file(), "--num-processes", "2", check=False)
+    assert finished.returncode == 2
+    assert "go together" in finished.stderr
+
+
+def test_every_script_is_short():
+    for path in (ROOT / "scripts").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 60, path
+
+
+def test_the_import_contracts_hold():
+    finished = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
