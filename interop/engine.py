@@ -15,11 +15,14 @@ import numpy as np
 from einops import EinopsError, rearrange
 
 from interop.layers import Dropped, Kind
+from jaxkit.errors import UserError
+
+_NUMBER = re.compile(r"\d+")
 
 Table = tuple[tuple[str, str, Kind], ...]
 
 
-class WeightsMismatch(ValueError):  # noqa: N818
+class WeightsError(UserError):
     """The weights do not fit the model; one message lists every key that is to blame.
 
     ``missing`` and ``unexpected`` are keys of the weights given, ``ambiguous`` and ``misshapen`` are sentences.
@@ -28,8 +31,8 @@ class WeightsMismatch(ValueError):  # noqa: N818
     def __init__(self, missing: list[str], unexpected: list[str], ambiguous: list[str], misshapen: list[str]):
         self.missing, self.unexpected, self.ambiguous, self.misshapen = missing, unexpected, ambiguous, misshapen
         lines = (
-            [f"missing     {key}{_nearest(key, unexpected, 'given')}" for key in missing]
-            + [f"unexpected  {key}{_nearest(key, missing, 'missing')}" for key in unexpected]
+            [f"missing     {line}" for line in _with_nearest(missing, unexpected, "given")]
+            + [f"unexpected  {line}" for line in _with_nearest(unexpected, missing, "missing")]
             + [f"ambiguous   {sentence}" for sentence in ambiguous]
             + [f"misshapen   {sentence}" for sentence in misshapen]
         )
@@ -42,7 +45,7 @@ def to_flax(state_dict: Mapping[str, np.ndarray], table: Table, like: Mapping[st
     ``like`` has the variables' structure and shapes: arrays, or what ``jax.eval_shape`` of the model's ``init`` gives.
     Leaves that the table drops may be given or not.
 
-    Raises WeightsMismatch unless every other key is used exactly once and every leaf of ``like`` is filled.
+    Raises WeightsError unless every other key is used exactly once and every leaf of ``like`` is filled.
     """
     leaves, shapes = _leaves(table), {path: tuple(leaf.shape) for path, leaf in flatten(like).items()}
     dropped = [pattern for pattern, _ in _dropped(table)]
@@ -60,14 +63,14 @@ def to_flax(state_dict: Mapping[str, np.ndarray], table: Table, like: Mapping[st
     back = _reverse(leaves)
     missing = [next(_renamed(path, back), (path, ""))[0] for path in shapes if path not in filled]
     if missing or unexpected or ambiguous or misshapen:
-        raise WeightsMismatch(missing, unexpected, ambiguous, misshapen)
+        raise WeightsError(missing, unexpected, ambiguous, misshapen)
     return unflatten({path: filled[path] for path in shapes})
 
 
 def to_torch(variables: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
     """Turns Flax variables into a torch state dict; what the table drops gets the refill stated there.
 
-    Raises WeightsMismatch unless every leaf is used exactly once and has the axes of its layout.
+    Raises WeightsError unless every leaf is used exactly once and has the axes of its layout.
     """
     given = flatten(variables)
     routes, unexpected, ambiguous = _route(given, _reverse(_leaves(table)))
@@ -78,7 +81,7 @@ def to_torch(variables: Mapping[str, Any], table: Table) -> dict[str, np.ndarray
         if filled[key] is None
     ]
     if unexpected or ambiguous or misshapen:
-        raise WeightsMismatch([], unexpected, ambiguous, misshapen)
+        raise WeightsError([], unexpected, ambiguous, misshapen)
 
     modules = dict.fromkeys(key.rpartition(".")[0] for key in filled)
     for pattern, refill in _dropped(table):
@@ -189,6 +192,14 @@ def _dimensions(array: Any) -> str:
     return str(list(np.shape(array)))
 
 
-def _nearest(key: str, others: list[str], kind: str) -> str:
-    near = get_close_matches(key, others, n=1)
-    return f" ({kind}: {near[0]})" if near else ""
+def _with_nearest(keys: list[str], others: list[str], word: str) -> Iterator[str]:
+    """Puts after each key the most similar of the others; numbers are set apart, as layers repeat by the hundred."""
+    kinds = {}
+    for other in others:
+        kinds.setdefault(_NUMBER.sub("#", other), {})[tuple(_NUMBER.findall(other))] = other
+    nearest = cache(lambda kind: get_close_matches(kind, kinds))
+    for key in keys:
+        numbers = tuple(_NUMBER.findall(key))
+        alike = [kinds[kind] for kind in nearest(_NUMBER.sub("#", key))]
+        hints = [same[numbers] for same in alike if numbers in same] or [next(iter(same.values())) for same in alike]
+        yield f"{key} ({word}: {hints[0]})" if hints else key

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -48,15 +49,20 @@ class Checkpoints:
     ):
         # Orbax logs every phase of a save, and a failure five times with its traceback; ours reach the user as one error.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # By default each device writes a slice of a replicated array, and a program is compiled to cut every slice.
+        whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+        ocp.type_handlers.register_type_handler(jax.Array, whole, override=True)
         self.directory = Path(directory).absolute()
         self._writing: int | None = None
-        rank = lambda metrics: _rank(metrics, metric, mode)  # noqa: E731
-        best = preservation_policy.BestN(get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False)
+        self._rank = lambda metrics: _rank(metrics, metric, mode)
+        best = preservation_policy.BestN(get_metric_fn=self._rank, n=keep_best, keep_checkpoints_without_metrics=False)
         kept = preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep_last), best])
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=kept,
+                # without it Orbax forgets the metrics of a run's checkpoints, hence which is best, when the run resumes
+                best_fn=self._rank,
                 cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
             ),
@@ -65,6 +71,8 @@ class Checkpoints:
     def save(self, step: int, items: dict[str, PyTree], meta: dict[str, Any], metrics: dict[str, float] | None) -> None:
         """Starts to write a checkpoint; returns once the arrays may change again, long before they are on disk.
 
+        A step saved before is replaced: a run cut off in an evaluation saves that step anew, with its metrics.
+
         Raises:
             CheckpointError: if this or the previous one could not be written.
         """
@@ -72,8 +80,11 @@ class Checkpoints:
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items() if jax.tree.leaves(tree)}
         with self._named_failure(step):
             self._writing = step
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
             arguments = ocp.args.Composite(meta=ocp.args.JsonSave({**meta, "metrics": metrics}), **trees)
-            self._manager.save(step, args=arguments, metrics=metrics, force=True)
+            ranked = metrics if metrics is not None and self._rank(metrics) is not None else None
+            self._manager.save(step, args=arguments, metrics=ranked, force=True)
 
     def wait(self) -> None:
         """Returns once the last checkpoint is on disk.
@@ -120,9 +131,13 @@ def saved_steps(directory: str | Path) -> list[int]:
 
 
 def best_step(directory: str | Path, metric: str, mode: Literal["max", "min"]) -> int | None:
-    """The saved step that is best by a metric; the newest of equals; None if no checkpoint has it."""
-    ranked = [(_rank(metrics, metric, mode), step) for step in saved_steps(directory) if (metrics := _metrics(directory, step))]
-    return max(ranked)[1] if ranked else None
+    """The saved step that is best by a metric; the newest of equals; None if no checkpoint has it, or all have NaN.
+
+    Raises:
+        CheckpointError: if the metrics of one cannot be read.
+    """
+    ranks = [(_rank(_metrics(directory, step), metric, mode), step) for step in saved_steps(directory)]
+    return max(((rank, step) for rank, step in ranks if rank is not None), default=(None, None))[1]
 
 
 def damage(folder: str | Path) -> str | None:
@@ -173,13 +188,16 @@ def restore(directory: str | Path, step: int, like: dict[str, PyTree]) -> tuple[
         raise CheckpointError(f"checkpoint {folder} is damaged: {reason}")
     targets = {name: tree for name, tree in like.items() if jax.tree.leaves(tree)}
     arguments = {name: ocp.args.StandardRestore(jax.tree.map(_target, tree)) for name, tree in targets.items()}
-    handlers = {name: ocp.StandardCheckpointHandler() for name in targets}
+    handlers = {name: ocp.StandardCheckpointHandler() for name in like}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(meta=ocp.JsonCheckpointHandler(), **handlers)) as checkpointer:
         saved = checkpointer.metadata(folder).item_metadata
-        problems = [line for name, tree in targets.items() for line in _differences(name, saved[name].tree, tree)]
+        trees = {name: saved[name].tree if holds(directory, step, name) else None for name in like}
+        problems = [line for name, tree in like.items() for line in _differences(name, trees[name], tree)]
         if problems:
-            shown = "\n".join(f"  {line}" for line in problems[:20])
-            raise CheckpointError(f"checkpoint {folder} is of another model or optimizer than this config's:\n{shown}")
+            raise CheckpointError(
+                f"checkpoint {folder} is of another model or optimizer than this config's: {len(problems)} differences"
+                + "".join(f"\n  {line}" for line in problems)
+            )
         found = checkpointer.restore(folder, ocp.args.Composite(meta=ocp.args.JsonRestore(), **arguments))
     return {name: found[name] if name in targets else tree for name, tree in like.items()}, found["meta"]
 
@@ -190,32 +208,40 @@ def holds(directory: str | Path, step: int, item: str) -> bool:
 
 
 def _differences(item: str, saved: PyTree | None, like: PyTree) -> list[str]:
-    """One line for every array that only one side has, or that has two shapes."""
-    old, new = _shapes(saved), _shapes(like)
+    """One line for every array that only one side has, or that has two shapes or types."""
+    old, new = _signatures(saved), _signatures(like)
     missing = [f"missing in the checkpoint: {item}/{path}" for path in new if path not in old]
     stray = [f"only in the checkpoint: {item}/{path}" for path in old if path not in new]
     both = [path for path in new if path in old and old[path] != new[path]]
     return missing + stray + [f"{item}/{path} is {old[path]} in the checkpoint, {new[path]} here" for path in both]
 
 
-def _shapes(tree: PyTree | None) -> dict[str, tuple[int, ...]]:
+def _signatures(tree: PyTree | None) -> dict[str, str]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{tuple(leaf.shape)} {leaf.dtype}"
+        for path, leaf in leaves
+    }
 
 
 def _target(leaf) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def _rank(metrics: dict[str, float], metric: str, mode: str) -> float:
-    value = metrics.get(metric, float("nan"))
-    if value != value:
-        return float("-inf")
+def _rank(metrics: dict[str, float] | None, metric: str, mode: str) -> float | None:
+    """More is better; None where the metric is missing or NaN."""
+    value = (metrics or {}).get(metric, math.nan)
+    if math.isnan(value):
+        return None
     return value if mode == "max" else -value
 
 
 def _metrics(directory: str | Path, step: int) -> dict[str, float] | None:
-    return json.loads((Path(directory) / str(step) / "meta" / "metadata").read_text())["metrics"]
+    folder = Path(directory) / str(step)
+    try:
+        return json.loads((folder / "meta" / "metadata").read_text())["metrics"]
+    except (OSError, ValueError, KeyError):
+        raise CheckpointError(f"checkpoint {folder} is damaged: {damage(folder)}") from None
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -47,7 +47,10 @@ def shapes(model, image_shape=(32, 32, 3)):
 def drawn(model, image_shape):
     """Variables from NumPy, positive as variances must be: to compile an ``init`` takes longer than all the rest."""
     rng = np.random.default_rng(0)
-    draw = lambda leaf: jnp.asarray(rng.uniform(0, 0.2, leaf.shape), leaf.dtype)
+
+    def draw(leaf):
+        return jnp.asarray(rng.uniform(0, 0.2, leaf.shape), leaf.dtype)
+
     return jax.tree.map(draw, shapes(model, image_shape))
 
 

@@ -17,7 +17,9 @@ def normal(rng, shape, mean=0.0, std=1.0):
 
 
 def variables(rng, channels):
-    draw = lambda low, high: jnp.asarray(rng.uniform(low, high, channels), jnp.float32)
+    def draw(low, high):
+        return jnp.asarray(rng.uniform(low, high, channels), jnp.float32)
+
     return {
         "params": {"scale": draw(0.5, 1.5), "bias": draw(-1, 1)},
         "batch_stats": {"mean": draw(-1, 1), "var": draw(0.5, 2)},
