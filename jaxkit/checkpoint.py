@@ -95,10 +95,6 @@ class Checkpoints:
         with self._named_failure(self._writing):
             self._manager.wait_until_finished()
 
-    def newest(self) -> int | None:
-        """The newest step on disk, or on its way there."""
-        return self._manager.latest_step()
-
     def close(self) -> None:
         """Waits for the last checkpoint and ends the threads that write."""
         self.wait()
@@ -174,7 +170,7 @@ def set_damaged_aside(directory: str | Path) -> list[str]:
 
 
 def restore(directory: str | Path, step: int, like: dict[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, Any]]:
-    """Reads items of a checkpoint onto the devices of ``like``'s arrays, and its meta data.
+    """Reads items of a checkpoint onto the devices of ``like``'s arrays (shapes go to the first), and its meta data.
 
     Raises:
         CheckpointError: if it is missing, damaged, or holds other arrays than ``like``.
@@ -225,7 +221,8 @@ def _signatures(tree: PyTree | None) -> dict[str, str]:
 
 
 def _target(leaf) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _rank(metrics: dict[str, float] | None, metric: str, mode: str) -> float | None:

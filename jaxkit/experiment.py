@@ -44,14 +44,15 @@ def run(config: Config, folder: Path, resume: str = "latest", force: bool = Fals
     Raises:
         UserError: whatever the user can mend.
     """
-    with workdir.held(folder, wait), contextlib.ExitStack() as stack:
-        start = workdir.prepare(folder, config, resume, force)
+    with workdir.held(folder, wait), _precision(config), contextlib.ExitStack() as stack:
+        # first what can be wrong with the config: a folder that a run has never begun in must not hold it
         source, feed, task, executor = _assemble(config)
+        start = workdir.prepare(folder, config, resume, force)
         steps, per_epoch = _length(config, len(source.train))
         if start is not None and start > steps:
             raise ConfigError(f"{folder} is at step {start}, beyond the {steps} of this config; choose another --workdir")
         results = workdir.finished(folder)
-        if start == steps and results is not None:
+        if start == steps and results is not None and results["config"] == config.digest():
             return results
         if jax.process_index() == 0:
             print("\n".join(task.notes))
@@ -99,16 +100,17 @@ def evaluate_run(folder: Path, step: int | None = None) -> dict[str, Any]:
         raise ConfigError(f"--workdir {folder}: no run is there ({folder / 'config.yaml'} does not exist)")
     config = load(folder / "config.yaml")
     step = step if step is not None else _best_or_last(folder, config)
-    _, feed, task, executor = _assemble(config)
-    with contextlib.closing(feed.batches(0)) as batches:
-        batch = feed.preprocess(jax.tree.map(jnp.asarray, next(batches)))
-    key = jax.random.PRNGKey(config.train.seed)
-    variables = task.init(key, batch)
-    like = {"params": variables.params, "state": variables.state}
-    found = executor.replicate(load_step(folder / "checkpoints", step, like))
-    frozen = executor.replicate(variables.frozen)
-    compiled = compiled_evaluation(task, feed, executor, key, found["params"], found["state"], frozen)
-    metrics = evaluate(compiled, found["params"], found["state"], frozen)
+    with _precision(config):
+        _, feed, task, executor = _assemble(config)
+        with contextlib.closing(feed.batches(0)) as batches:
+            batch = feed.preprocess(jax.tree.map(jnp.asarray, next(batches)))
+        key = jax.random.PRNGKey(config.train.seed)
+        variables = task.init(key, batch)
+        like = {"params": variables.params, "state": variables.state}
+        found = executor.replicate(load_step(folder / "checkpoints", step, like))
+        frozen = executor.replicate(variables.frozen)
+        compiled = compiled_evaluation(task, feed, executor, key, found["params"], found["state"], frozen)
+        metrics = evaluate(compiled, found["params"], found["state"], frozen)
     result = {"step": step, **metrics}
     if jax.process_index() == 0:
         write_atomically(folder / f"evaluation_{step}.json", json.dumps(result, indent=2) + "\n")
@@ -177,7 +179,6 @@ def digest(tree: PyTree) -> str:
 
 def _assemble(config: Config) -> tuple[Source, Feed, Task, parallel.Executor]:
     """Data, task and devices of a run."""
-    jax.config.update("jax_default_matmul_precision", config.train.matmul_precision)
     if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
     parallel.check_divides(config.data.batch_size, config.optimizer.accumulate, "data.batch_size")
@@ -192,6 +193,11 @@ def _assemble(config: Config) -> tuple[Source, Feed, Task, parallel.Executor]:
         process_count=jax.process_count(),
     )
     return source, feed, make_task(config, source.num_classes, executor), executor
+
+
+def _precision(config: Config) -> contextlib.AbstractContextManager:
+    """Of matrix products in a run; left with it, for a run may train its teacher by another config first."""
+    return jax.default_matmul_precision(config.train.matmul_precision)
 
 
 def _length(config: Config, examples: int) -> tuple[int, float]:

@@ -74,7 +74,7 @@ def executor(kind: Literal["jit", "pmap"]) -> Executor:
 
     def put_parts(batch):
         local = jax.local_device_count()
-        return jax.tree.map(lambda leaf: leaf.reshape(local, -1, *leaf.shape[1:]), batch)
+        return put_whole(jax.tree.map(lambda leaf: leaf.reshape(local, -1, *leaf.shape[1:]), batch))
 
     def compile_jit(step, state, frozen, batch, donate=True):
         jitted = jax.jit(step, donate_argnums=(0,) if donate else (), out_shardings=replicated)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from jaxkit.config import Config
+from jaxkit.errors import ConfigError
 
 
 class Tracker:
@@ -26,16 +27,20 @@ class Tracker:
         config: of the run; its ``tracking`` section says where metrics go, and W&B shows all of it.
         start: the step the run goes on from; records after it, of a run cut off later, are dropped.
         steps: the step the run ends at.
+
+    Raises:
+        ConfigError: if W&B is asked for and missing, or it refuses.
     """
 
     def __init__(self, workdir: Path, config: Config, *, start: int, steps: int):
         self.workdir, self._active = workdir, jax.process_index() == 0
         tracking = config.tracking
+        self._wandb = _wandb_run(workdir, config) if self._active and tracking.wandb is not None else None
         shown = self._active and tracking.progress
         # in a log file every refresh is a line
         every = 0.5 if sys.stderr.isatty() else 30
         self._bar = tqdm(total=steps, initial=start, unit="step", mininterval=every, dynamic_ncols=True, disable=not shown)
-        self._board = self._wandb = None
+        self._board = None
         if not self._active:
             return
         path = workdir / "metrics.jsonl"
@@ -45,16 +50,9 @@ class Tracker:
         if tracking.tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
-        if tracking.wandb is not None:
-            import wandb
-
-            self._wandb = wandb.init(
-                **tracking.wandb.model_dump(),
-                dir=workdir,
-                config=config.model_dump(mode="json"),
-                id=_run_id(workdir),
-                resume="allow",
+            # named after the second it is opened in: without the suffix, two sessions within one overwrite each other
+            self._board = SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=start + 1, filename_suffix=f".{start}"
             )
 
     def log(self, step: int, kind: str, values: dict[str, float]) -> None:
@@ -216,6 +214,20 @@ def _finite_mean(values: list[float]) -> float:
     """The mean of the finite values: under float16 a gradient overflows now and then, and its step is skipped."""
     finite = [value for value in values if math.isfinite(value)]
     return math.fsum(finite) / len(finite) if finite else math.nan
+
+
+def _wandb_run(workdir: Path, config: Config):
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        raise ConfigError("tracking.wandb: wandb is not installed; pip install 'jaxkit[track]'") from None
+    section = config.tracking.wandb.model_dump()
+    try:
+        return wandb.init(
+            **section, dir=workdir, config=config.model_dump(mode="json"), id=_run_id(workdir), resume="allow"
+        )
+    except wandb.Error as error:
+        raise ConfigError(f"tracking.wandb: {error}; or set tracking.wandb.mode=offline") from None
 
 
 def _run_id(workdir: Path) -> str:

@@ -67,27 +67,23 @@ def prepare(folder: Path, config: Config, resume: str, force: bool) -> int | Non
         force: whether what is there may be overwritten.
 
     Raises:
-        ConfigError: if the folder holds a run of another config, or newer steps than the one asked for.
+        ConfigError: if the folder holds a run of another config, no run but files one would overwrite, or newer steps
+            than the one asked for.
     """
     start = _prepare(folder, config, resume, force) if jax.process_index() == 0 else None
     return parallel.from_first_process(start)
 
 
 def _prepare(folder: Path, config: Config, resume: str, force: bool) -> int | None:
-    if (folder / "config.yaml").is_file():
-        changes = _changes(load(folder / "config.yaml"), config)
-        blocking = [line for key, line in changes.items() if not _may_change(key)]
-        if blocking and resume != "never" and not force:
-            shown = "".join(f"\n  {line}" for line in blocking)
+    found = [name for name in WRITTEN if (folder / name).exists()]
+    if resume == "never" or "config.yaml" not in found:
+        if found and not force:
             raise ConfigError(
-                f"{folder} holds a run of another config:{shown}\nchoose another --workdir, or overwrite it with --force"
+                f"{folder} already holds {', '.join(found)}; choose another --workdir, or overwrite it with --force"
             )
-        if resume == "never" and not force:
-            raise ConfigError(f"{folder} already holds a run; choose another --workdir, or overwrite it with --force")
-        if resume == "never" or blocking:
-            _clear(folder)
-        for line in changes.values():
-            print(f"changed since the run began: {line}")
+        _clear(folder)
+    else:
+        _match(folder, config, resume, force)
     directory = folder / "checkpoints"
     for line in checkpoint.set_damaged_aside(directory):
         print(line, file=sys.stderr)
@@ -98,6 +94,23 @@ def _prepare(folder: Path, config: Config, resume: str, force: bool) -> int | No
     write_atomically(folder / "config.yaml", config.yaml())
     write_atomically(folder / "environment.json", json.dumps(_environment(config), indent=2))
     return start
+
+
+def _match(folder: Path, config: Config, resume: str, force: bool) -> None:
+    """Compares the config of the run in the folder; clears it where that run cannot be gone on with but overwritten."""
+    changes = _changes(load(folder / "config.yaml"), config)
+    blocking = [line for key, line in changes.items() if not _may_change(key)]
+    if not blocking:
+        for line in changes.values():
+            print(f"changed since the run began: {line}")
+    elif force and resume == "latest":
+        _clear(folder)
+    else:
+        shown = "".join(f"\n  {line}" for line in blocking)
+        flags = "--force" if resume == "latest" else "--resume never --force"
+        raise ConfigError(
+            f"{folder} holds a run of another config:{shown}\nchoose another --workdir, or overwrite it with {flags}"
+        )
 
 
 def _chosen(folder: Path, step: int, steps: list[int], force: bool) -> int:

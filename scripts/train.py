@@ -39,8 +39,10 @@ def main() -> None:
 
     folder = arguments.workdir or Path("runs") / Path(arguments.config).stem
     results = run(config, folder, arguments.resume, arguments.force)
-    best = ", ".join(f"{name} {value:.4g}" for name, value in results["best"].items() if name != "step")
-    print(f"best, at step {results['best']['step']}: {best}\n{folder}: results.json, curves.png, checkpoints")
+    word = "best" if results["best"] else "last"  # there is no best where the metric that ranks was never finite
+    found = {name: "not finite" if value is None else f"{value:.4g}" for name, value in results[word].items()}
+    shown = ", ".join(f"{name} {value}" for name, value in found.items() if name != "step")
+    print(f"{word}, at step {results[word]['step']}: {shown}\n{folder}: results.json, curves.png, checkpoints")
 
 
 if __name__ == "__main__":

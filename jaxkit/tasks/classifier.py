@@ -29,8 +29,15 @@ def build(config: Model, context: Context) -> nn.Module:
 
 def initial_variables(network: nn.Module, key: UInt32[Array, "2"], images: Float[Array, "b h w c"]) -> tuple[PyTree, PyTree]:
     """Initialises a network: its parameters, and its other collections (batch statistics)."""
-    variables = dict(jax.jit(network.init)(key, images))
+    # The program runs once: compiling it well takes XLA three times as long as compiling it, to the same bits.
+    variables = dict(jax.jit(network.init, compiler_options={"xla_backend_optimization_level": 1})(key, images))
     return variables.pop("params"), variables
+
+
+def shapes(network: nn.Module, key: UInt32[Array, "2"], images: Float[Array, "b h w c"]) -> dict[str, PyTree]:
+    """The shapes of ``params`` and ``state``, the network's other collections; computes nothing."""
+    variables = dict(jax.eval_shape(network.init, key, images))
+    return {"params": variables.pop("params"), "state": variables}
 
 
 def train_forward(
@@ -56,11 +63,11 @@ def logits_of(network: nn.Module, params: PyTree, state: PyTree, images: Float[A
 def in_top(logits: Float[Array, "b k"], label: Int[Array, " b"], n: int) -> Float[Array, " b"]:
     """1 where the label is among the ``n`` classes of largest logit, else 0; of equal logits the lower index is first.
 
-    NaN logits are never right.
+    A label whose logit is NaN is not; a NaN elsewhere counts as larger.
     """
     own = jnp.take_along_axis(logits, label[:, None], axis=1)
     ahead = ~(logits <= own) | ((logits == own) & (jnp.arange(logits.shape[1]) < label[:, None]))
-    return (ahead.sum(axis=1) < n).astype(jnp.float32)
+    return ((ahead.sum(axis=1) < n) & ~jnp.isnan(own[:, 0])).astype(jnp.float32)
 
 
 def notes(weights: EffectiveWeights) -> tuple[str, ...]:

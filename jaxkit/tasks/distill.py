@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxkit import losses
+from jaxkit.errors import ConfigError
 from jaxkit.losses.classification import cross_entropy
 from jaxkit.schema.distill import Distill
-from jaxkit.tasks.classifier import build, in_top, initial_variables, logits_of, notes, train_forward
+from jaxkit.tasks.classifier import build, in_top, initial_variables, logits_of, notes, shapes, train_forward
 from jaxkit.tasks.task import Context, Task, Variables
 
 
@@ -16,16 +17,23 @@ def make(config: Distill, context: Context) -> Task:
     Teachers run in evaluation mode; the logits of several are averaged, the geometric mean of their predictions
     (Hinton et al., 2015). Batches hold ``image [b h w c]`` and ``label [b]``. Evaluation: ``top1``, ``top5``,
     ``loss`` (plain cross-entropy), ``agreement`` (student and teacher choose the same class).
+
+    Raises:
+        ConfigError: if a network has fewer classes than the data, or a teacher other classes than the student.
     """
     student = build(config.student, context)
     teachers = [build(teacher.model, context) for teacher in config.teacher]
+    for teacher, source in zip(teachers, config.teacher, strict=True):
+        if teacher.num_classes != student.num_classes:
+            raise ConfigError(
+                f"the teacher {source.model.name} has {teacher.num_classes} classes, "
+                f"the student {config.student.name} has {student.num_classes}"
+            )
 
     def init(key, batch):
         params, state = initial_variables(student, key, batch["image"])
-        frozen = []
-        for source, teacher in zip(config.teacher, teachers, strict=True):
-            like = initial_variables(teacher, key, batch["image"])
-            frozen.append(context.load_weights(source, {"params": like[0], "state": like[1]}))
+        pairs = zip(config.teacher, teachers, strict=True)
+        frozen = [context.load_weights(source, shapes(teacher, key, batch["image"])) for source, teacher in pairs]
         return Variables(params, state, frozen)
 
     def taught(variables, images):
