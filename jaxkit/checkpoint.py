@@ -77,6 +77,7 @@ class Checkpoints:
             CheckpointError: if this or the previous one could not be written.
         """
         self.wait()
+        self._require_space(step, items)
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items() if jax.tree.leaves(tree)}
         with self._named_failure(step):
             self._writing = step
@@ -107,6 +108,14 @@ class Checkpoints:
         folder = next(path for path in self.directory.glob(f"{self._writing}.*") if path.is_dir())
         text = json.dumps(_checksums(folder), indent=0)
         (folder / CHECKSUMS).write_text(text)
+
+    def _require_space(self, step: int, items: dict[str, PyTree]) -> None:
+        """Fails before anything is written where it cannot all be: a write that fails halfway is reported less clearly."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            with self._named_failure(step):
+                raise OSError(f"No space left: it needs {needed:,} bytes and {free:,} are free")
 
     @contextlib.contextmanager
     def _named_failure(self, step: int | None):

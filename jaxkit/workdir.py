@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 
 from jaxkit import checkpoint, parallel
 from jaxkit.config import Config, load
@@ -25,12 +24,11 @@ PACKAGES = ("jaxkit", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gra
 # What a resumed run may do otherwise than it began: none of it changes an update, but for the length of the run.
 MAY_CHANGE = {
     "tracking", "data.threads", "data.eval_batch_size", "train.steps", "train.epochs", "train.log_every",
-    "train.eval_every", "train.checkpoint_every", "train.keep_last", "train.keep_best", "train.best_metric",
-    "train.parallel",
+    "train.eval_every", "train.checkpoint_every", "train.keep_last", "train.keep_best", "train.parallel",
 }  # fmt: skip
 WRITTEN = (
     "checkpoints", "damaged", "tensorboard", "samples", "metrics.jsonl", "results.json", "curves.png", "config.yaml",
-    "environment.json", "nonfinite.json", "nonfinite_batch.npz", "wandb_id",
+    "environment.json", "evaluation_*.json", "nonfinite.json", "nonfinite_batch.npz", "wandb_id",
 )  # fmt: skip
 
 
@@ -75,7 +73,7 @@ def prepare(folder: Path, config: Config, resume: str, force: bool) -> int | Non
 
 
 def _prepare(folder: Path, config: Config, resume: str, force: bool) -> int | None:
-    found = [name for name in WRITTEN if (folder / name).exists()]
+    found = [path.name for path in _written(folder)]
     if resume == "never" or "config.yaml" not in found:
         if found and not force:
             raise ConfigError(
@@ -161,24 +159,30 @@ def _may_change(key: str) -> bool:
 
 def _changes(old: Config, new: Config) -> dict[str, str]:
     """A line for each dotted key whose value differs."""
-    before, after = (_flat(yaml.safe_load(config.yaml())) for config in (old, new))
-    keys = [key for key in (before | after) if before.get(key) != after.get(key)]
-    return {key: f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys}
+    return dict(_differences(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
 
 
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {path: tree}
-    return {key: value for name, part in tree.items() for key, value in _flat(part, f"{path}.{name}".lstrip(".")).items()}
+def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old | new:
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+    elif old != new:
+        yield path, f"{path}: {old!r} -> {new!r}"
+
+
+def _written(folder: Path) -> list[Path]:
+    """What runs have left in the folder."""
+    return [path for pattern in WRITTEN for path in folder.glob(pattern)]
 
 
 def _clear(folder: Path) -> None:
-    for name in WRITTEN:
-        path = folder / name
+    for path in _written(folder):
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
+            path.unlink()
 
 
 def _versions() -> dict[str, str]:
