@@ -47,7 +47,7 @@ class Checkpoints:
         metric: str,
         mode: Literal["max", "min"],
     ):
-        # Orbax logs every phase of a save, and a failure five times with its traceback; ours reach the user as one error.
+        # Orbax logs every phase of a save, and a failure five times with its traceback; ours reaches the user once.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         # By default each device writes a slice of a replicated array, and a program is compiled to cut every slice.
         whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
@@ -110,7 +110,7 @@ class Checkpoints:
         (folder / CHECKSUMS).write_text(text)
 
     def _require_space(self, step: int, items: dict[str, PyTree]) -> None:
-        """Fails before anything is written where it cannot all be: a write that fails halfway is reported less clearly."""
+        """Fails before anything is written where there is no room for all: halfway it is reported less clearly."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         free = shutil.disk_usage(self.directory).free
         if free < needed:

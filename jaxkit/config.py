@@ -39,7 +39,9 @@ class Config(Section):
             )
         warmup = getattr(self.optimizer.schedule, "warmup_steps", 0)
         if self.train.steps and warmup >= self.train.steps:
-            raise ValueError(f"optimizer.schedule.warmup_steps = {warmup} leaves none of train.steps = {self.train.steps}")
+            raise ValueError(
+                f"optimizer.schedule.warmup_steps = {warmup} leaves none of train.steps = {self.train.steps}"
+            )
         metrics = type(self.task).METRICS
         if self.train.best_metric not in (None, *metrics):
             raise ValueError(
@@ -54,7 +56,7 @@ class Config(Section):
         return metric, metrics[metric]
 
     def yaml(self) -> str:
-        """This config in full, defaults included, as YAML that loads to an equal config."""
+        """Writes the config in full, defaults included, as YAML that loads to an equal config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def digest(self) -> str:
@@ -85,7 +87,11 @@ for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+0123456789."),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
@@ -121,10 +127,12 @@ def parse(raw: dict, origin: str) -> Config:
 
 def _read(path: Path) -> dict:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1, 0.4)
-        raise ConfigError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")) from None
+        raise ConfigError(
+            f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -140,7 +148,7 @@ def _override(raw: dict, override: str) -> None:
     if not separator or not path:
         raise ConfigError(f"{override!r} is not an override: write section.key=value")
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from None
     *parents, last = path.split(".")
@@ -181,7 +189,7 @@ def _nearest(name: str, names) -> str:
 
 
 def _describe(problem: dict, raw: dict, schema: type[Section]) -> str:
-    """One line for one of pydantic's errors: the dotted path as the user wrote it, what is wrong, what would be right."""
+    """One line for one of pydantic's errors: the dotted path as the user wrote it, what is wrong, what is right."""
     path, sections = _locate(problem, raw, schema)
     dotted, key = ".".join(path) or "config", path[-1] if path else ""
     match problem["type"]:
@@ -212,7 +220,9 @@ def _locate(problem: dict, raw: dict, schema: type[Section]) -> tuple[list[str],
         last = i == len(location) - 1
         if isinstance(node, dict) and (part in node or (last and problem["type"] == "missing")):
             if not last:
-                sections = _sections([s.model_fields[part].annotation for s in sections if part in s.model_fields], node[part])
+                sections = _sections(
+                    [s.model_fields[part].annotation for s in sections if part in s.model_fields], node[part]
+                )
             path.append(str(part))
             node = node.get(part)
         elif isinstance(node, (list, tuple)) and isinstance(part, int):
@@ -230,7 +240,9 @@ def _sections(annotations, value) -> list[type[Section]]:
             found.append(annotation)
         pending.extend(get_args(annotation))
     name = value.get("name") if isinstance(value, dict) else None
-    return [s for s in found if "name" in s.model_fields and name in get_args(s.model_fields["name"].annotation)] or found
+    return [
+        s for s in found if "name" in s.model_fields and name in get_args(s.model_fields["name"].annotation)
+    ] or found
 
 
 def _elsewhere(key: str, here: str, schema: type[Section]) -> str:

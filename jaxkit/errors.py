@@ -11,3 +11,7 @@ class ConfigError(UserError):
     """The config or the command line asks for something that cannot be."""
 
     exit_code = 2
+
+
+class ShapeError(ConfigError, ValueError):
+    """A layer or a network cannot serve data of this shape."""

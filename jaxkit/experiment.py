@@ -19,19 +19,22 @@ from jaxkit.data import Source
 from jaxkit.data.feed import Feed, open_feed
 from jaxkit.data.sources import open_source
 from jaxkit.errors import ConfigError
+from jaxkit.evaluation import compiled_evaluation, evaluate
 from jaxkit.optimizer import make_optimizer
 from jaxkit.schedules import make_schedule
 from jaxkit.schema.model import Pretrained
 from jaxkit.tasks import TASKS
 from jaxkit.tasks.task import Context, Task
 from jaxkit.tracking import Tracker, write_atomically
-from jaxkit.train import Run, Trainer, compiled_evaluation, evaluate, initial_state, restored_state, saved_items
+from jaxkit.train import Run, Trainer, initial_state, restored_state, saved_items
 
 DTYPES = {"no": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 CACHE = Path("~/.cache/jaxkit/xla")
 
 
-def run(config: Config, folder: Path, resume: str = "latest", force: bool = False, wait: bool = False) -> dict[str, Any]:
+def run(
+    config: Config, folder: Path, resume: str = "latest", force: bool = False, wait: bool = False
+) -> dict[str, Any]:
     """Trains what ``config`` says in the workdir ``folder``; returns what its ``results.json`` holds.
 
     Args:
@@ -50,7 +53,9 @@ def run(config: Config, folder: Path, resume: str = "latest", force: bool = Fals
         start = workdir.prepare(folder, config, resume, force)
         steps, per_epoch = _length(config, len(source.train))
         if start is not None and start > steps:
-            raise ConfigError(f"{folder} is at step {start}, beyond the {steps} of this config; choose another --workdir")
+            raise ConfigError(
+                f"{folder} is at step {start}, beyond the {steps} of this config; choose another --workdir"
+            )
         results = workdir.finished(folder)
         if start == steps and results is not None and results["config"] == config.digest():
             return results
@@ -78,7 +83,7 @@ def run(config: Config, folder: Path, resume: str = "latest", force: bool = Fals
             workdir=folder,
         )
         trainer = _trainer(job, start)
-        trainer.train()
+        trainer.fit()
         rate = trainer.steps_per_second
         train = {
             "steps": steps,

@@ -81,9 +81,7 @@ def executor(kind: Literal["jit", "pmap"]) -> Executor:
         return jitted.lower(state, frozen, batch).compile()
 
     def compile_pmap(step, state, frozen, batch, donate=True):
-        mapped = jax.pmap(
-            step, AXIS, in_axes=(None, None, 0), out_axes=None, donate_argnums=(0,) if donate else ()
-        )
+        mapped = jax.pmap(step, AXIS, in_axes=(None, None, 0), out_axes=None, donate_argnums=(0,) if donate else ())
         return mapped.lower(state, frozen, batch).compile()
 
     if kind == "jit":

@@ -61,7 +61,9 @@ class NonFinite(UserError):
         batch: its examples, as they were read.
     """
 
-    def __init__(self, workdir: Path, step: int, values: dict[str, float], params: PyTree, batch: dict[str, np.ndarray]):
+    def __init__(
+        self, workdir: Path, step: int, values: dict[str, float], params: PyTree, batch: dict[str, np.ndarray]
+    ):
         np.savez(workdir / "nonfinite_batch.npz", **batch)
         leaves = jax.tree_util.tree_flatten_with_path(params)[0]
         norms = {
@@ -73,7 +75,7 @@ class NonFinite(UserError):
         report = {"step": step, **values, "param_norms": norms}
         write_atomically(workdir / "nonfinite.json", json.dumps(report, indent=2))
         super().__init__(
-            f"step {step} has loss {values['loss']} and gradient norm {values['grad_norm']}; the state before it is kept in "
-            f"{workdir}, with nonfinite.json (all values and norms) and nonfinite_batch.npz (the examples). "
+            f"step {step} has loss {values['loss']} and gradient norm {values['grad_norm']}; the state before it is "
+            f"kept in {workdir}, with nonfinite.json (all values and norms) and nonfinite_batch.npz (the examples). "
             "Lower optimizer.learning_rate, set optimizer.clip_norm, or look at the examples"
         )

@@ -39,7 +39,9 @@ class Tracker:
         shown = self._active and tracking.progress
         # in a log file every refresh is a line
         every = 0.5 if sys.stderr.isatty() else 30
-        self._bar = tqdm(total=steps, initial=start, unit="step", mininterval=every, dynamic_ncols=True, disable=not shown)
+        self._bar = tqdm(
+            total=steps, initial=start, unit="step", mininterval=every, dynamic_ncols=True, disable=not shown
+        )
         self._board = None
         if not self._active:
             return
@@ -51,9 +53,7 @@ class Tracker:
             from tensorboardX import SummaryWriter
 
             # named after the second it is opened in: without the suffix, two sessions within one overwrite each other
-            self._board = SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=start + 1, filename_suffix=f".{start}"
-            )
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1, filename_suffix=f".{start}")
 
     def log(self, step: int, kind: str, values: dict[str, float]) -> None:
         """Writes scalars of a step; ``kind`` is ``train`` or ``eval``."""
@@ -128,7 +128,9 @@ class Windows:
         self._windows.append([])
         while len(self._windows) > (1 if wait else 2):
             window = self._windows.pop(0)
-            fetched = [{name: float(value) for name, value in m.items()} for m in jax.device_get([m for _, m in window])]
+            fetched = [
+                {name: float(value) for name, value in m.items()} for m in jax.device_get([m for _, m in window])
+            ]
             for (step, _), metrics in zip(window, fetched, strict=True):
                 if not metrics.pop("ok"):
                     return step, {**metrics, **self._extra(step)}

@@ -114,12 +114,14 @@ def _match(folder: Path, config: Config, resume: str, force: bool) -> None:
 def _chosen(folder: Path, step: int, steps: list[int], force: bool) -> int:
     """The step to resume from, with the steps after it removed."""
     if step not in steps:
-        raise ConfigError(f"--resume {step}: {folder} holds no such step; it has {', '.join(map(str, steps)) or 'none'}")
+        raise ConfigError(
+            f"--resume {step}: {folder} holds no such step; it has {', '.join(map(str, steps)) or 'none'}"
+        )
     newer = [s for s in steps if s > step]
     if newer and not force:
         raise ConfigError(
-            f"--resume {step}: {folder} holds newer steps too ({', '.join(map(str, newer))}), which this run would write "
-            "anew; drop them with --force"
+            f"--resume {step}: {folder} holds newer steps too ({', '.join(map(str, newer))}), which this run would "
+            "write anew; drop them with --force"
         )
     for s in newer:
         shutil.rmtree(folder / "checkpoints" / str(s))
@@ -201,11 +203,13 @@ def _environment(config: Config) -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and changed files of the checkout this package runs from; None where it is no checkout, or git is missing."""
+    """Commit and changed files of the checkout this package runs from; None where there is none, or no git."""
     root = Path(__file__).parent
 
     def ask(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return {"commit": ask("rev-parse", "HEAD"), "changed": ask("status", "--porcelain", "-uno").splitlines()}

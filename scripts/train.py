@@ -17,7 +17,9 @@ parser = argparse.ArgumentParser(
 )
 parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, such as configs/distill_digits.yaml")
 parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values in place of the file's")
-parser.add_argument("--workdir", type=Path, metavar="DIR", help="where the run writes; default: runs/<name of the config>")
+parser.add_argument(
+    "--workdir", type=Path, metavar="DIR", help="where the run writes; default: runs/<name of the config>"
+)
 parser.add_argument(
     "--resume", type=step_or("latest", "never"), default="latest", metavar="latest|STEP|never",
     help="the checkpoint to go on from; default: the newest, if the workdir holds one",

@@ -95,5 +95,3 @@ def test_the_import_contracts_hold():
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
-
-

@@ -13,8 +13,8 @@ from conftest import ROOT, command, environment, script
 from runs import largest_difference, learned
 
 # Sums over the batch come in another order, 1e-7 apart. Where that carries an activation over the kink of a ReLU, its
-# gradient jumps; the parameters, which move by 1e-2 in the test, jump by 1e-6 at this learning rate. (The blank pixels of
-# digits share one activation and would jump together, so the images are noise.)
+# gradient jumps; the parameters, which move by 1e-2 in the test, jump by 1e-6 at this learning rate. (The blank pixels
+# of digits share one activation and would jump together, so the images are noise.)
 TOLERANCE = 1e-5
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -114,9 +113,9 @@ def test_a_signal_finishes_the_step_saves_it_and_says_how_to_go_on(config, whole
     assert process.returncode == code, output
     assert "Traceback" not in output
     step = saved_steps(folder / "checkpoints")[-1]
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     assert output.splitlines()[-1] == (
-        f"stopped by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'} after step {step} of {STEPS}, saved in {folder}; "
-        "the same command goes on from there"
+        f"stopped by {name} after step {step} of {STEPS}, saved in {folder}; the same command goes on from there"
     )
     script("train.py", "--config", config, "--workdir", folder)
     assert_same_end(folder, whole)
@@ -147,7 +146,10 @@ def test_a_full_disk_ends_the_run_with_one_message_and_leaves_the_last_checkpoin
     before = arrays(folder, 12)
 
     # a limit on the size of a file fails in the same call that a full disk does
-    limited = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); os.execv(sys.argv[1], sys.argv[1:])"
+    limited = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
     arguments = [sys.executable, "-c", limited, *command("train.py", "--config", config, "--workdir", folder)]
     finished = subprocess.run(
         arguments, env=environment(1), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False

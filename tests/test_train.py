@@ -97,7 +97,9 @@ def test_mixed_precision_learns_and_keeps_parameters_in_float32(tmp_path, precis
     results = run(tmp_path, train__precision=precision, train__steps=60, train__eval_every=60, **changes)
     # float32 reaches 0.965 in these 60 steps
     assert results["last"]["top1"] > 0.9
-    assert {leaf.dtype for path, leaf in learned(tmp_path, 60).items() if path.startswith("params")} == {np.dtype("float32")}
+    assert {leaf.dtype for path, leaf in learned(tmp_path, 60).items() if path.startswith("params")} == {
+        np.dtype("float32")
+    }
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_state_before_it(tmp_path, monkeypatch):
@@ -164,7 +166,9 @@ def toy(update: bool):
             return (value, (state, metrics)), {"level": jnp.sign(metrics["error"])}
 
         def evaluate(variables, batch, key):
-            return {name: jnp.full(batch["label"].shape, variables.params["level"]) for name in ("top1", "top5", "loss")}
+            return {
+                name: jnp.full(batch["label"].shape, variables.params["level"]) for name in ("top1", "top5", "loss")
+            }
 
         def sample(variables, key, n):
             return jnp.broadcast_to(variables.params["level"], (n, 4, 4, 1))

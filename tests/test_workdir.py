@@ -291,8 +291,8 @@ def test_a_run_that_has_not_come_to_its_end_has_no_results(tmp_path):
     assert workdir.finished(tmp_path) is None
 
 
-def quick(steps: int) -> Config:
-    return config(task__model__name="cnn_tiny", data__augment="none", train__steps=steps, train__eval_every=2)
+def quick() -> Config:
+    return config(task__model__name="cnn_tiny", data__augment="none", train__steps=4, train__eval_every=2)
 
 
 @pytest.mark.parametrize("changes", [{"data__batch_size": 60}, {"task__model__num_classes": 9}])
@@ -302,34 +302,27 @@ def test_a_config_that_cannot_run_leaves_the_folder_free_for_the_one_that_mends_
     assert prepare(tmp_path) is None
 
 
-def test_a_finished_run_gone_on_with_reports_what_it_then_is(tmp_path):
-    first = experiment.run(quick(4), tmp_path)
-    assert experiment.run(quick(4), tmp_path) == first
-    # a crash after the last checkpoint of a longer run, before its results: those of the shorter one are still there
-    stale = (tmp_path / "results.json").read_text()
-    longer = experiment.run(quick(6), tmp_path)
-    (tmp_path / "results.json").write_text(stale)
-    again = experiment.run(quick(6), tmp_path)
-    assert [again[key] for key in ("best", "last", "config")] == [longer[key] for key in ("best", "last", "config")]
-    assert again["last"]["step"] == 6
+def test_a_finished_run_returns_its_results_unless_they_are_of_another_config(tmp_path):
+    first = experiment.run(quick(), tmp_path)
+    assert experiment.run(quick(), tmp_path) == first
+    # a crash between the last checkpoint of a run that was made longer and its results leaves those of the shorter
+    stale = {**first, "config": "of a shorter run", "last": None}
+    (tmp_path / "results.json").write_text(json.dumps(stale))
+    again = experiment.run(quick(), tmp_path)
+    for key in ("best", "last", "config"):
+        assert again[key] == first[key]
+    assert workdir.finished(tmp_path) == again
 
 
 def test_a_step_saved_before_its_evaluation_is_evaluated_on_resume_and_saved_with_its_metrics(tmp_path, monkeypatch):
-    whole = experiment.run(quick(4), tmp_path / "whole")
     evaluate = experiment.Trainer._evaluate
-
-    def cut_off(self, stop):
-        if self.step == 4:  # a signal that comes in the evaluation
-            stop.signum = 15
-            return False
-        return evaluate(self, stop)
-
-    monkeypatch.setattr(experiment.Trainer, "_evaluate", cut_off)
-    experiment.run(quick(4), tmp_path / "cut")
+    # a signal that comes in the last evaluation ends it without a result
+    monkeypatch.setattr(experiment.Trainer, "_evaluate", lambda self, stop: self.step < 4 and evaluate(self, stop))
+    experiment.run(quick(), tmp_path)
     monkeypatch.undo()
-    directory = tmp_path / "cut" / "checkpoints"
+    (tmp_path / "results.json").unlink()
+    directory = tmp_path / "checkpoints"
     assert checkpoint.restore(directory, 4, {})[1]["metrics"] is None
-    (tmp_path / "cut" / "results.json").unlink()
-    results = experiment.run(quick(4), tmp_path / "cut")
-    assert results["last"] == whole["last"]
-    assert {"step": 4, **checkpoint.restore(directory, 4, {})[1]["metrics"]} == whole["last"]
+    results = experiment.run(quick(), tmp_path)
+    assert results["last"]["step"] == 4
+    assert {"step": 4, **checkpoint.restore(directory, 4, {})[1]["metrics"]} == results["last"]

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float, Float32
 
+from jaxkit.errors import ShapeError
 from jaxkit.nn.layers import Conv, Dense
 from jaxkit.nn.norms import BatchNorm
 
@@ -21,7 +22,7 @@ class CNN(nn.Module):
     a model serves images of one size, h and w multiples of 8. In training dropout draws from the key ``dropout``.
     ``dtype`` and ``norm`` are those of :class:`jaxkit.models.resnet.ResNet`.
 
-    Raises ValueError for images of another size.
+    raises ShapeError for images of another size.
     """
 
     num_classes: int
@@ -38,7 +39,7 @@ class CNN(nn.Module):
     ) -> tuple[Float32[Array, "b {self.num_classes}"], dict[str, Float[Array, "b ..."]]]:
         h, w = x.shape[1:3]
         if h % 8 or w % 8:
-            raise ValueError(f"cnn halves its images three times: {h} x {w} pixels are no multiples of 8")
+            raise ShapeError(f"cnn halves its images three times: {h} x {w} pixels are no multiples of 8")
         conv = partial(Conv, initialization=self.initialization, dtype=self.dtype)
         norm = partial(self.norm, use_running_average=not train)
 

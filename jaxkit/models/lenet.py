@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float, Float32
 
+from jaxkit.errors import ShapeError
 from jaxkit.nn.layers import Conv, Dense
 from jaxkit.nn.norms import BatchNorm
 
@@ -24,7 +25,7 @@ class LeNet(nn.Module):
     so a model serves images of one size. ``dtype`` is that of :class:`jaxkit.models.resnet.ResNet`; ``norm`` builds
     the normalisation layers of other models: LeNet has none.
 
-    Raises ValueError for images below 16 x 16 pixels, of which no map is left.
+    raises ShapeError for images below 16 x 16 pixels, of which no map is left.
     """
 
     num_classes: int
@@ -40,7 +41,7 @@ class LeNet(nn.Module):
     ) -> tuple[Float32[Array, "b {self.num_classes}"], dict[str, Float[Array, "b ..."]]]:
         h, w = x.shape[1:3]
         if min(h, w) < 16:
-            raise ValueError(f"lenet needs images of at least 16 x 16 pixels, got {h} x {w}")
+            raise ShapeError(f"lenet needs images of at least 16 x 16 pixels, got {h} x {w}")
         conv = partial(Conv, initialization=self.initialization, dtype=self.dtype)
         dense = partial(Dense, initialization=self.initialization, dtype=self.dtype)
 

@@ -9,6 +9,8 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
+from jaxkit.errors import ShapeError
+
 
 class BatchNorm(nn.Module):
     """Normalises each channel over the batch and all positions, then scales and shifts it.
@@ -22,7 +24,7 @@ class BatchNorm(nn.Module):
     With ``groups`` g the batch is cut into g equal contiguous parts, each normalised by its own statistics, and the
     running statistics take the mean over the parts: what g unsynchronised devices compute, in one program.
 
-    Raises ValueError in training where a channel has a single value, or where ``groups`` does not divide the batch.
+    raises ShapeError in training where a channel has a single value, or where ``groups`` does not divide the batch.
 
     Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithms 1 and 2.
     """
@@ -48,7 +50,7 @@ class BatchNorm(nn.Module):
             y = (y - running_mean.value) * jax.lax.rsqrt(running_var.value + self.epsilon) * scale + bias
         else:
             if len(y) % self.groups:
-                raise ValueError(f"a batch of {len(y)} cannot be cut into {self.groups} equal groups")
+                raise ShapeError(f"a batch of {len(y)} cannot be cut into {self.groups} equal groups")
             y = rearrange(y, "(g b) ... c -> g b ... c", g=self.groups)
             mean, var, n = batch_statistics(y, self.axis_name)
             y = (y - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias
@@ -66,7 +68,7 @@ def batch_statistics(
     """Computes mean, biased variance and number of values per channel, for each of g groups.
 
     The variance is that of the centred values: ``E[x²] - E[x]²`` would cancel its leading digits.
-    Raises ValueError where a channel has a single value.
+    raises ShapeError where a channel has a single value.
     """
     axes = tuple(range(1, x.ndim - 1))
     n = math.prod(x.shape[axis] for axis in axes)
@@ -78,6 +80,6 @@ def batch_statistics(
     if axis_name is not None:
         n *= jax.lax.axis_size(axis_name)
     if n == 1:
-        raise ValueError("batch statistics need more than one value per channel in training; give a larger batch")
+        raise ShapeError("batch statistics need more than one value per channel in training; give a larger batch")
     mean = average(x)
     return mean, average(jnp.square(x - mean)), n

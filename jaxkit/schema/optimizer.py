@@ -1,5 +1,6 @@
 """The ``optimizer`` section: update rule, schedule, clipping, accumulation, averaging."""
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -76,7 +77,7 @@ class Multistep(Warmup):
         if bool(self.milestones) == bool(self.milestone_epochs):
             raise ValueError("give milestones (in updates) or milestone_epochs: one of them")
         marks = self.milestones or self.milestone_epochs
-        if min(marks) <= 0 or any(b <= a for a, b in zip(marks, marks[1:], strict=False)):
+        if min(marks) <= 0 or any(b <= a for a, b in pairwise(marks)):
             raise ValueError(f"milestones must be positive and rising, got {list(marks)}")
         return self
 
@@ -109,7 +110,7 @@ class Optimizer(Section):
     learning_rate: Positive
     weight_decay: NonNegative = 0.0
     no_decay: Strings = ()
-    """Regular expressions searched in parameter paths such as ``stage1_block0/norm1/scale``; matches are not decayed."""
+    """Regular expressions searched in parameter paths such as ``stage1_block0/norm1/scale``: no decay where found."""
     clip_norm: Positive | None = None
     """Largest global norm of the gradient."""
     clip_value: Positive | None = None

@@ -29,7 +29,7 @@ def _kind(value) -> str | None:
 
 
 def one_of(kinds: dict[str, type[Section]]):
-    """The type of a section that ``name`` chooses among ``kinds``; ``prefix:<name>`` stands for any name so prefixed."""
+    """Makes the type of a section whose ``name`` chooses among ``kinds``; ``tfds:<name>`` is any name so prefixed."""
     if len(kinds) == 1:
         return next(iter(kinds.values()))
     return Annotated[reduce(or_, (Annotated[kind, Tag(name)] for name, kind in kinds.items())), Discriminator(_kind)]

@@ -23,11 +23,18 @@ def build(config: Model, context: Context) -> nn.Module:
         raise ConfigError(f"{config.name} has num_classes = {num_classes}, but the data has {context.num_classes}")
     options = {} if config.dropout_rate is None else {"dropout_rate": config.dropout_rate}
     return models.build(
-        config.name, num_classes=num_classes, initialization=config.initialization, dtype=context.dtype, norm=context.norm, **options
+        config.name,
+        num_classes=num_classes,
+        initialization=config.initialization,
+        dtype=context.dtype,
+        norm=context.norm,
+        **options,
     )
 
 
-def initial_variables(network: nn.Module, key: UInt32[Array, "2"], images: Float[Array, "b h w c"]) -> tuple[PyTree, PyTree]:
+def initial_variables(
+    network: nn.Module, key: UInt32[Array, "2"], images: Float[Array, "b h w c"]
+) -> tuple[PyTree, PyTree]:
     """Initialises a network: its parameters, and its other collections (batch statistics)."""
     # The program runs once: compiling it well takes XLA three times as long as compiling it, to the same bits.
     variables = dict(jax.jit(network.init, compiler_options={"xla_backend_optimization_level": 1})(key, images))
@@ -54,7 +61,9 @@ def train_forward(
     return logits, state
 
 
-def logits_of(network: nn.Module, params: PyTree, state: PyTree, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
+def logits_of(
+    network: nn.Module, params: PyTree, state: PyTree, images: Float[Array, "b h w c"]
+) -> Float[Array, "b k"]:
     """Runs a network in evaluation mode."""
     logits, _ = network.apply({"params": params, **state}, images)
     return logits
