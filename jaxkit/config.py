@@ -96,8 +96,10 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
-def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
+def load(path: str | Path, overrides: tuple[str, ...] = (), above: tuple[str, ...] = ()) -> Config:
     """Reads the YAML file at ``path``, applies ``section.key=value`` overrides in order, validates.
+
+    ``above`` are the configs that this one is a teacher in.
 
     Raises:
         ConfigError: with every problem found, one a line, each with its dotted path.
@@ -105,10 +107,10 @@ def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
     raw = _read(Path(path))
     for override in overrides:
         _override(raw, override)
-    return parse(raw, str(path))
+    return parse(raw, str(path), above)
 
 
-def parse(raw: dict, origin: str) -> Config:
+def parse(raw: dict, origin: str, above: tuple[str, ...] = ()) -> Config:
     """Validates a config given as nested dicts; ``origin`` names it in errors."""
     task = raw.get("task")
     name = task.get("name") if isinstance(task, dict) else None
@@ -122,7 +124,9 @@ def parse(raw: dict, origin: str) -> Config:
         if schema is Config:
             problems = [_unknown_task(name), *(p for p in problems if not p.startswith("task"))]
         raise ConfigError(_message(origin, problems)) from None
-    return _with_models(config, origin)
+    if origin in above:
+        raise ConfigError(f"{origin} is a teacher in its own training: {' needs '.join((*above, origin))}")
+    return _with_models(config, (*above, origin))
 
 
 def _read(path: Path) -> dict:
@@ -255,32 +259,32 @@ def _elsewhere(key: str, here: str, schema: type[Section]) -> str:
     return ""
 
 
-def _with_models(section, origin: str):
+def _with_models(section, above: tuple[str, ...]):
     """Fills in the model of every :class:`Pretrained` from the config of the run it names."""
     if isinstance(section, Pretrained):
-        return section.model_copy(update={"model": section.model or _model_of(section, origin)})
+        return section.model_copy(update={"model": section.model or _model_of(section, above)})
     if isinstance(section, tuple):
-        return tuple(_with_models(item, origin) for item in section)
+        return tuple(_with_models(item, above) for item in section)
     if isinstance(section, Section):
         parts = {name: getattr(section, name) for name in type(section).model_fields}
-        return section.model_copy(update={name: _with_models(part, origin) for name, part in parts.items()})
+        return section.model_copy(update={name: _with_models(part, above) for name, part in parts.items()})
     return section
 
 
-def source_config(source: Pretrained) -> Config:
+def source_config(source: Pretrained, above: tuple[str, ...] = ()) -> Config:
     """The config of the run that made, or will make, the weights of ``source``."""
     if source.config is not None:
-        return load(source.config, source.overrides)
+        return load(source.config, source.overrides, above)
     workdir = Path(source.workdir) if source.workdir is not None else Path(source.checkpoint).parent.parent
     path = workdir / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{source.workdir or source.checkpoint}: no run is there ({path} does not exist)")
-    return load(path)
+    return load(path, (), above)
 
 
-def _model_of(source: Pretrained, origin: str) -> Model:
-    task = source_config(source).task
+def _model_of(source: Pretrained, above: tuple[str, ...]) -> Model:
+    task = source_config(source, above).task
     model = getattr(task, "model", None) or getattr(task, "student", None)
     if model is None:
-        raise ConfigError(f"{origin}: the task {task.name!r} of {source} trains no model that could teach")
+        raise ConfigError(f"{above[-1]}: the task {task.name!r} of {source} trains no model that could teach")
     return model

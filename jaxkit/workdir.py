@@ -132,7 +132,8 @@ def finish(folder: Path, config: Config, train: dict[str, Any]) -> dict[str, Any
     """Writes ``results.json``: best and last metrics, what ``train`` tells of the loop, devices, versions."""
     metric, mode = config.ranking()
     records = [record for record in read_metrics(folder / "metrics.jsonl") if record["kind"] == "eval"]
-    evaluations = [{name: value for name, value in record.items() if name != "kind"} for record in records]
+    names = ("step", *type(config.task).METRICS)
+    evaluations = [{name: record[name] for name in names if name in record} for record in records]
     sign = 1 if mode == "max" else -1
     ranked = [record for record in evaluations if record[metric] is not None]
     devices = jax.devices()

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from conftest import ROOT, small_config
 
 from jaxkit.config import load, parse
@@ -168,3 +169,12 @@ def test_a_config_is_validated_before_anything_heavy_is_imported(config_file):
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_a_teacher_that_needs_itself_is_a_config_error(tmp_path):
+    task = {"name": "distill", "student": {"name": "resnet8"}, "loss": {"name": "kd"}}
+    for name, other in (("a", "b"), ("b", "a")):
+        raw = small_config(task={**task, "teacher": {"config": str(tmp_path / f"{other}.yaml")}})
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match="a teacher in its own training"):
+        load(tmp_path / "a.yaml")
