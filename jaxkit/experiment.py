@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,10 @@ def run(
             "compile_seconds": trainer.compile_seconds,
             "examples_per_second": rate and rate * config.data.batch_size,
             "recompilations": trainer.recompilations,
+            "corrupt_images": len(corrupt := source.corrupt()),
         }
+        for path, reason in corrupt.items():
+            print(f"skipped {path}: {reason}", file=sys.stderr)
         return workdir.finish(folder, config, train)
 
 

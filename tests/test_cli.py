@@ -2,7 +2,11 @@ import json
 import subprocess
 import sys
 
-from conftest import ROOT, script
+import numpy as np
+import yaml
+from conftest import ROOT, script, small_config
+from PIL import Image
+from sklearn.datasets import load_digits
 
 
 def test_help_lists_tasks_and_common_keys_and_imports_nothing_heavy():
@@ -95,3 +99,25 @@ def test_the_import_contracts_hold():
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def test_corrupt_images_that_are_skipped_are_named_and_counted(tmp_path):
+    images, labels = load_digits(return_X_y=True)
+    for split, some in (("train", slice(0, 100)), ("val", slice(100, 140))):
+        for i, (pixels, label) in enumerate(zip(images[some], labels[some], strict=True)):
+            folder = tmp_path / "data" / split / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((pixels.reshape(8, 8) * 15).astype(np.uint8)).save(folder / f"{i}.png")
+    bad = next((tmp_path / "data" / "train" / "3").glob("*.png"))
+    bad.write_bytes(b"not an image")
+    path = tmp_path / "c.yaml"
+    data = {"name": "image_folder", "root": str(tmp_path / "data"), "channels": 1, "batch_size": 64}
+    path.write_text(yaml.safe_dump(small_config(data=data, train__steps=3)))
+    stopped = script("train.py", "--config", path, "--workdir", tmp_path / "run", check=False)
+    assert stopped.returncode != 0
+    assert str(bad) in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    arguments = ("data.on_corrupt=skip", "--workdir", tmp_path / "skipped")
+    finished = script("train.py", "--config", path, *arguments)
+    assert f"skipped {bad}" in finished.stderr
+    assert json.loads((tmp_path / "skipped" / "results.json").read_text())["train"]["corrupt_images"] == 1

@@ -1,5 +1,6 @@
 """From files to batches: sources, decoding, the order of training, augmentation on the device."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxkit.errors import UserError
@@ -29,3 +30,5 @@ class Source(NamedTuple):
     image_shape: tuple[int, int, int]
     fingerprint: str
     """Identity of the data: the same string, the same examples in the same places."""
+    corrupt: Callable[[], dict[str, str]] = dict
+    """The files skipped so far because they cannot be read, with the reason."""

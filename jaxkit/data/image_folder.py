@@ -85,7 +85,8 @@ def open_image_folder(config: ImageFolder) -> Source:
     )
     train = ImageFiles(files, config)
     test = ImageFiles(held_out_files, config, like=train.like)
-    return Source(train, test, len(classes), train.like[1], _fingerprint(root, files, held_out_files))
+    fingerprint = _fingerprint(root, files, held_out_files)
+    return Source(train, test, len(classes), train.like[1], fingerprint, lambda: {**train.corrupt, **test.corrupt})
 
 
 def _class_folders(split: Path, classes: list[str]) -> list[tuple[str, int]]:

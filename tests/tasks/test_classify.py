@@ -8,11 +8,11 @@ import torch
 
 from jaxkit import models, parallel
 from jaxkit.errors import ConfigError
+from jaxkit.evaluation import eval_step
 from jaxkit.schema.classify import Classify
 from jaxkit.tasks import classify
 from jaxkit.tasks.classifier import in_top
 from jaxkit.tasks.task import Context, Variables
-from jaxkit.train import eval_step
 
 CONTEXT = Context(num_classes=7, load_weights=lambda source, like: pytest.fail("a classifier loads no weights"))
 KEY = jax.random.PRNGKey(0)
