@@ -141,7 +141,7 @@ def best_step(directory: str | Path, metric: str, mode: Literal["max", "min"]) -
     Raises:
         CheckpointError: if the metrics of one cannot be read.
     """
-    ranks = [(_rank(_metrics(directory, step), metric, mode), step) for step in saved_steps(directory)]
+    ranks = [(_rank(meta(directory, step)["metrics"], metric, mode), step) for step in saved_steps(directory)]
     return max(((rank, step) for rank, step in ranks if rank is not None), default=(None, None))[1]
 
 
@@ -207,6 +207,19 @@ def restore(directory: str | Path, step: int, like: dict[str, PyTree]) -> tuple[
     return {name: found[name] if name in targets else tree for name, tree in like.items()}, found["meta"]
 
 
+def meta(directory: str | Path, step: int) -> dict[str, Any]:
+    """Reads what :meth:`Checkpoints.save` was given besides arrays, with ``metrics`` among it.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    folder = Path(directory) / str(step)
+    try:
+        return json.loads((folder / "meta" / "metadata").read_text())
+    except (OSError, ValueError):
+        raise CheckpointError(f"checkpoint {folder} is damaged: {damage(folder)}") from None
+
+
 def holds(directory: str | Path, step: int, item: str) -> bool:
     """Whether a checkpoint has an item of this name."""
     return (Path(directory) / str(step) / item).is_dir()
@@ -240,14 +253,6 @@ def _rank(metrics: dict[str, float] | None, metric: str, mode: str) -> float | N
     if math.isnan(value):
         return None
     return value if mode == "max" else -value
-
-
-def _metrics(directory: str | Path, step: int) -> dict[str, float] | None:
-    folder = Path(directory) / str(step)
-    try:
-        return json.loads((folder / "meta" / "metadata").read_text())["metrics"]
-    except (OSError, ValueError, KeyError):
-        raise CheckpointError(f"checkpoint {folder} is damaged: {damage(folder)}") from None
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import sys
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,10 @@ def reported() -> Iterator[None]:
         yield
     except UserError as error:
         sys.exit(_exit(str(error), error.exit_code))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(_exit(f"{error.filename or 'a file'} could not be written: {error.strerror}", 1))
     except KeyboardInterrupt:
         sys.exit(_exit("stopped by Ctrl-C before anything was saved since the last checkpoint", 130))
 

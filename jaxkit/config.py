@@ -60,8 +60,9 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def digest(self) -> str:
-        """Hash of everything that can change a result (tracking cannot): 12 hexadecimal digits."""
+        """Hash of everything that can change a result (tracking cannot), teachers' configs included: 12 hex digits."""
         content = self.model_dump(mode="json", exclude={"tracking"})
+        content["teachers"] = [source_config(source).digest() for source in _sources(self) if source.config is not None]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -269,6 +270,15 @@ def _with_models(section, above: tuple[str, ...]):
         parts = {name: getattr(section, name) for name in type(section).model_fields}
         return section.model_copy(update={name: _with_models(part, above) for name, part in parts.items()})
     return section
+
+
+def _sources(section) -> list[Pretrained]:
+    """Every :class:`Pretrained` in a section."""
+    if isinstance(section, Pretrained):
+        return [section]
+    if isinstance(section, Section):
+        section = tuple(getattr(section, name) for name in type(section).model_fields)
+    return [source for item in section for source in _sources(item)] if isinstance(section, tuple) else []
 
 
 def source_config(source: Pretrained, above: tuple[str, ...] = ()) -> Config:

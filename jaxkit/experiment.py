@@ -27,7 +27,7 @@ from jaxkit.schema.model import Pretrained
 from jaxkit.tasks import TASKS
 from jaxkit.tasks.task import Context, Task
 from jaxkit.tracking import Tracker, write_atomically
-from jaxkit.train import Run, Trainer, initial_state, restored_state, saved_items
+from jaxkit.train import Run, Trainer, TrainState, initial_state, restored_state, saved_items
 
 DTYPES = {"no": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 CACHE = Path("~/.cache/jaxkit/xla")
@@ -49,29 +49,34 @@ def run(
         UserError: whatever the user can mend.
     """
     with workdir.held(folder, wait), _precision(config), contextlib.ExitStack() as stack:
-        # first what can be wrong with the config: a folder that a run has never begun in must not hold it
+        # The folder is touched last: whatever is wrong with the config, the data or a teacher leaves it as it was.
         source, feed, task, executor = _assemble(config)
-        start = workdir.prepare(folder, config, resume, force)
+        plan = workdir.plan(folder, config, resume, force)
         steps, per_epoch = _length(config, len(source.train))
-        if start is not None and start > steps:
+        if plan.start is not None and plan.start > steps:
             raise ConfigError(
-                f"{folder} is at step {start}, beyond the {steps} of this config; choose another --workdir"
+                f"{folder} is at step {plan.start}, beyond the {steps} of this config; choose another --workdir"
             )
         results = workdir.finished(folder)
-        if start == steps and results is not None and results["config"] == config.digest():
+        if plan.start == steps and results is not None and results["config"] == config.digest():
             return results
         if jax.process_index() == 0:
             print("\n".join(task.notes))
+        optimizer = make_optimizer(config.optimizer, steps, per_epoch, config.train.precision)
+        state, frozen = initial_state(task, feed, optimizer, executor, jax.random.PRNGKey(config.train.seed))
+        note = {"frozen": digest(frozen)}
+        state, meta = (state, {}) if plan.start is None else _resumed(folder, plan.start, feed, state, note)
+        workdir.claim(folder, config, plan)
         metric, mode = config.ranking()
         keep = {"keep_last": config.train.keep_last, "keep_best": config.train.keep_best}
         saved = checkpoint.Checkpoints(folder / "checkpoints", metric=metric, mode=mode, **keep)
         stack.enter_context(contextlib.closing(saved))
-        tracker = Tracker(folder, config, start=start or 0, steps=steps)
+        tracker = Tracker(folder, config, start=plan.start or 0, steps=steps)
         stack.enter_context(contextlib.closing(tracker))
         job = Run(
             task=task,
             feed=feed,
-            optimizer=make_optimizer(config.optimizer, steps, per_epoch, config.train.precision),
+            optimizer=optimizer,
             learning_rate=make_schedule(config.optimizer, steps, per_epoch),
             executor=executor,
             config=config.train,
@@ -83,7 +88,7 @@ def run(
             checkpoints=saved,
             workdir=folder,
         )
-        trainer = _trainer(job, start)
+        trainer = Trainer(job, state, frozen, meta, note)
         trainer.fit()
         rate = trainer.steps_per_second
         train = {
@@ -118,6 +123,7 @@ def evaluate_run(folder: Path, step: int | None = None) -> dict[str, Any]:
         like = {"params": variables.params, "state": variables.state}
         found = executor.replicate(load_step(folder / "checkpoints", step, like))
         frozen = executor.replicate(variables.frozen)
+        _check_frozen(folder, checkpoint.meta(folder / "checkpoints", step), digest(frozen))
         compiled = compiled_evaluation(task, feed, executor, key, found["params"], found["state"], frozen)
         metrics = evaluate(compiled, found["params"], found["state"], frozen)
     result = {"step": step, **metrics}
@@ -215,17 +221,19 @@ def _length(config: Config, examples: int) -> tuple[int, float]:
     return config.train.steps or max(1, round(config.train.epochs * per_epoch)), per_epoch
 
 
-def _trainer(job: Run, start: int | None) -> Trainer:
-    """A new trainer, or one that stands where the checkpoint of step ``start`` was written."""
-    state, frozen = initial_state(job, jax.random.PRNGKey(job.config.seed))
-    note = {"frozen": digest(frozen)}
-    if start is None:
-        return Trainer(job, state, frozen, {}, note)
-    found, meta = checkpoint.restore(job.workdir / "checkpoints", start, saved_items(state))
-    if meta["frozen"] != note["frozen"]:
-        raise ConfigError(f"{job.workdir}: the frozen weights are not those that this run began with")
-    job.feed.restore(meta["loader"])
-    return Trainer(job, restored_state(found, state), frozen, meta, note)
+def _resumed(
+    folder: Path, step: int, feed: Feed, like: TrainState, note: dict[str, Any]
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state and the meta data of a checkpoint, if it was written with this data and these frozen weights."""
+    found, meta = checkpoint.restore(folder / "checkpoints", step, saved_items(like))
+    _check_frozen(folder, meta, note["frozen"])
+    feed.restore(meta["loader"])
+    return restored_state(found, like), meta
+
+
+def _check_frozen(folder: Path, meta: dict[str, Any], frozen: str) -> None:
+    if meta["frozen"] != frozen:
+        raise ConfigError(f"{folder}: the frozen weights are not those that this run began with")
 
 
 def _best_or_last(folder: Path, config: Config) -> int:

@@ -104,14 +104,14 @@ class Run:
     workdir: Path
 
 
-def initial_state(run: Run, key: UInt32[Array, "2"]) -> tuple[TrainState, PyTree]:
+def initial_state(task: Task, feed: Feed, optimizer, executor, key: UInt32[Array, "2"]) -> tuple[TrainState, PyTree]:
     """Initialises the task's variables on every device: the state at step 0, and the frozen variables."""
-    with closing(run.feed.batches(0)) as batches:
+    with closing(feed.batches(0)) as batches:
         host = next(batches)
-    variables = run.task.init(key, run.feed.preprocess(jax.tree.map(jnp.asarray, host)))
-    opt_state = jax.jit(run.optimizer.init)(variables.params)
+    variables = task.init(key, feed.preprocess(jax.tree.map(jnp.asarray, host)))
+    opt_state = jax.jit(optimizer.init)(variables.params)
     state = TrainState(jnp.int32(0), variables.params, variables.state, opt_state, key, jnp.bool(True))
-    return run.executor.replicate(state), run.executor.replicate(variables.frozen)
+    return executor.replicate(state), executor.replicate(variables.frozen)
 
 
 class Trainer:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -55,8 +55,19 @@ def held(folder: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def prepare(folder: Path, config: Config, resume: str, force: bool) -> int | None:
-    """Decides where to begin: a saved step, or None for a new run. Leaves ``config.yaml`` and ``environment.json``.
+class Plan(NamedTuple):
+    """Where a run is to begin, and what it would overwrite in its workdir."""
+
+    start: int | None
+    """A saved step; None for a new run."""
+    clear: bool = False
+    """Whether all that an earlier run wrote goes."""
+    newer: tuple[int, ...] = ()
+    """Saved steps after ``start`` that go."""
+
+
+def plan(folder: Path, config: Config, resume: str, force: bool) -> Plan:
+    """Decides where to begin. Changes nothing, but for checkpoints found damaged, which are set aside.
 
     Args:
         folder: the workdir.
@@ -68,64 +79,72 @@ def prepare(folder: Path, config: Config, resume: str, force: bool) -> int | Non
         ConfigError: if the folder holds a run of another config, no run but files one would overwrite, or newer steps
             than the one asked for.
     """
-    start = _prepare(folder, config, resume, force) if jax.process_index() == 0 else None
-    return parallel.from_first_process(start)
+    first = _plan(folder, config, resume, force) if jax.process_index() == 0 else Plan(None)
+    return first._replace(start=parallel.from_first_process(first.start))
 
 
-def _prepare(folder: Path, config: Config, resume: str, force: bool) -> int | None:
+def _plan(folder: Path, config: Config, resume: str, force: bool) -> Plan:
     found = [path.name for path in _written(folder)]
     if resume == "never" or "config.yaml" not in found:
         if found and not force:
             raise ConfigError(
                 f"{folder} already holds {', '.join(found)}; choose another --workdir, or overwrite it with --force"
             )
-        _clear(folder)
-    else:
-        _match(folder, config, resume, force)
-    directory = folder / "checkpoints"
-    for line in checkpoint.set_damaged_aside(directory):
+        if resume not in ("latest", "never"):
+            raise ConfigError(f"--resume {resume}: {folder} holds no run, hence no such step; it has none")
+        return Plan(None, clear=True)
+    if not _goes_on(folder, config, resume, force):
+        return Plan(None, clear=True)
+    for line in checkpoint.set_damaged_aside(folder / "checkpoints"):
         print(line, file=sys.stderr)
-    steps = checkpoint.saved_steps(directory)
-    start = max(steps, default=None)
-    if resume not in ("latest", "never"):
-        start = _chosen(folder, int(resume), steps, force)
-    write_atomically(folder / "config.yaml", config.yaml())
-    write_atomically(folder / "environment.json", json.dumps(_environment(config), indent=2))
-    return start
+    steps = checkpoint.saved_steps(folder / "checkpoints")
+    if resume == "latest":
+        return Plan(max(steps, default=None))
+    return Plan(int(resume), newer=_newer(folder, int(resume), steps, force))
 
 
-def _match(folder: Path, config: Config, resume: str, force: bool) -> None:
-    """Compares the config of the run in the folder; clears it where that run cannot be gone on with but overwritten."""
+def _goes_on(folder: Path, config: Config, resume: str, force: bool) -> bool:
+    """Whether the run in the folder has this config, but for what may change; False if it may be overwritten."""
     changes = _changes(load(folder / "config.yaml"), config)
     blocking = [line for key, line in changes.items() if not _may_change(key)]
     if not blocking:
         for line in changes.values():
             print(f"changed since the run began: {line}")
-    elif force and resume == "latest":
-        _clear(folder)
-    else:
-        shown = "".join(f"\n  {line}" for line in blocking)
-        flags = "--force" if resume == "latest" else "--resume never --force"
-        raise ConfigError(
-            f"{folder} holds a run of another config:{shown}\nchoose another --workdir, or overwrite it with {flags}"
-        )
+        return True
+    if force and resume == "latest":
+        return False
+    shown = "".join(f"\n  {line}" for line in blocking)
+    flags = "--force" if resume == "latest" else "--resume never --force"
+    raise ConfigError(
+        f"{folder} holds a run of another config:{shown}\nchoose another --workdir, or overwrite it with {flags}"
+    )
 
 
-def _chosen(folder: Path, step: int, steps: list[int], force: bool) -> int:
-    """The step to resume from, with the steps after it removed."""
+def _newer(folder: Path, step: int, steps: list[int], force: bool) -> tuple[int, ...]:
+    """The saved steps after ``step``, which is itself saved."""
     if step not in steps:
         raise ConfigError(
             f"--resume {step}: {folder} holds no such step; it has {', '.join(map(str, steps)) or 'none'}"
         )
-    newer = [s for s in steps if s > step]
+    newer = tuple(s for s in steps if s > step)
     if newer and not force:
         raise ConfigError(
             f"--resume {step}: {folder} holds newer steps too ({', '.join(map(str, newer))}), which this run would "
             "write anew; drop them with --force"
         )
-    for s in newer:
-        shutil.rmtree(folder / "checkpoints" / str(s))
-    return step
+    return newer
+
+
+def claim(folder: Path, config: Config, plan: Plan) -> None:
+    """Removes what the plan overwrites and leaves ``config.yaml`` and ``environment.json``: the run has begun."""
+    if jax.process_index() == 0:
+        if plan.clear:
+            _clear(folder)
+        for step in plan.newer:
+            shutil.rmtree(folder / "checkpoints" / str(step))
+        write_atomically(folder / "config.yaml", config.yaml())
+        write_atomically(folder / "environment.json", json.dumps(_environment(config), indent=2))
+    parallel.from_first_process(None)  # the others wait until it is done
 
 
 def finish(folder: Path, config: Config, train: dict[str, Any]) -> dict[str, Any]:

@@ -185,3 +185,31 @@ def test_a_student_is_trained_in_its_own_precision_when_its_teacher_is_trained_f
         experiment.run(student_config(source, train__matmul_precision="highest"), tmp_path / "run")
     assert precisions == ["default", "highest"]
     assert jax.config.jax_default_matmul_precision == before
+
+
+def test_a_teacher_that_cannot_be_had_leaves_the_workdir_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    experiment.run(parse(small_config(train__steps=2), "small"), folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (tmp_path / "teacher").mkdir()
+    shutil.copy(folder / "config.yaml", tmp_path / "teacher" / "config.yaml")
+    task = {"name": "distill", "student": {"name": "cifar_resnet_tiny"}, "loss": {"name": "kd"}}
+    config = parse(small_config(task={**task, "teacher": {"workdir": "teacher"}}), "small")
+    for overwritten in (folder, tmp_path / "new"):
+        with pytest.raises(ConfigError, match="no checkpoint is there"):
+            experiment.run(config, overwritten, force=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "new" / "config.yaml").exists()
+
+
+def test_the_digest_of_a_config_covers_the_teachers_behind_its_teacher(tmp_path):
+    task = {"name": "distill", "student": {"name": "resnet8"}, "loss": {"name": "kd"}}
+    digests = []
+    for seed in (0, 1):
+        (tmp_path / "first.yaml").write_text(yaml.safe_dump(small_config(train__seed=seed)))
+        second = small_config(task={**task, "teacher": {"config": str(tmp_path / "first.yaml")}})
+        (tmp_path / "second.yaml").write_text(yaml.safe_dump(second))
+        third = small_config(task={**task, "teacher": {"config": str(tmp_path / "second.yaml")}})
+        digests.append(parse(third, "third").digest())
+    assert digests[0] != digests[1]

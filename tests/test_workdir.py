@@ -22,7 +22,7 @@ def config(**changes) -> Config:
 
 def begun(folder, steps=(), **changes) -> None:
     """A run of the small config that has saved these steps and then ended."""
-    assert workdir.prepare(folder, config(**changes), "latest", False) is None
+    assert prepare(folder, **changes) is None
     checkpoints = Checkpoints(folder / "checkpoints", keep_last=9, keep_best=0, metric="top1", mode="max")
     for step in steps:
         checkpoints.save(step, {"params": {"bias": jnp.zeros(2)}}, {}, None)
@@ -30,7 +30,9 @@ def begun(folder, steps=(), **changes) -> None:
 
 
 def prepare(folder, resume="latest", force=False, **changes) -> int | None:
-    return workdir.prepare(folder, config(**changes), resume, force)
+    plan = workdir.plan(folder, config(**changes), resume, force)
+    workdir.claim(folder, config(**changes), plan)
+    return plan.start
 
 
 def contents(folder) -> dict[str, bytes]:
