@@ -21,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from jaxkit.errors import UserError
 
 CHECKSUMS = "checksums.json"
+REPLACED = "replaced-"
 
 
 class CheckpointError(UserError):
@@ -53,6 +54,7 @@ class Checkpoints:
         whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
         ocp.type_handlers.register_type_handler(jax.Array, whole, override=True)
         self.directory = Path(directory).absolute()
+        put_back_replaced(self.directory)
         self._writing: int | None = None
         self._rank = lambda metrics: _rank(metrics, metric, mode)
         best = preservation_policy.BestN(get_metric_fn=self._rank, n=keep_best, keep_checkpoints_without_metrics=False)
@@ -82,7 +84,9 @@ class Checkpoints:
         with self._named_failure(step):
             self._writing = step
             if step in self._manager.all_steps():
-                self._manager.delete(step)
+                if jax.process_index() == 0:
+                    (self.directory / str(step)).rename(self.directory / f"{REPLACED}{step}")
+                self._manager.reload()
             arguments = ocp.args.Composite(meta=ocp.args.JsonSave({**meta, "metrics": metrics}), **trees)
             ranked = metrics if metrics is not None and self._rank(metrics) is not None else None
             self._manager.save(step, args=arguments, metrics=ranked, force=True)
@@ -95,6 +99,7 @@ class Checkpoints:
         """
         with self._named_failure(self._writing):
             self._manager.wait_until_finished()
+        put_back_replaced(self.directory)
 
     def close(self) -> None:
         """Waits for the last checkpoint and ends the threads that write."""
@@ -105,7 +110,7 @@ class Checkpoints:
         if jax.process_index():
             return
         # Orbax does not say which folder it is about to rename: it is the unfinished one of the step being written.
-        folder = next(path for path in self.directory.glob(f"{self._writing}.*") if path.is_dir())
+        folder = next(path for path in self.directory.glob(f"{self._writing}.*tmp*") if path.is_dir())
         text = json.dumps(_checksums(folder), indent=0)
         (folder / CHECKSUMS).write_text(text)
 
@@ -128,6 +133,16 @@ class Checkpoints:
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.directory} ({reason}); {kept}"
             ) from error
+
+
+def put_back_replaced(directory: Path) -> None:
+    """Removes checkpoints that a newer one of their step has replaced; puts back those whose replacement failed."""
+    for replaced in directory.glob(f"{REPLACED}*") if jax.process_index() == 0 else ():
+        final = directory / replaced.name.removeprefix(REPLACED)
+        if final.is_dir():
+            shutil.rmtree(replaced)
+        else:
+            replaced.rename(final)
 
 
 def saved_steps(directory: str | Path) -> list[int]:
@@ -164,6 +179,7 @@ def damage(folder: str | Path) -> str | None:
 def set_damaged_aside(directory: str | Path) -> list[str]:
     """Moves damaged checkpoints from ``<directory>/<step>`` to ``<directory>/../damaged/<step>``; one line for each."""
     directory = Path(directory)
+    put_back_replaced(directory)
     lines = []
     for step in saved_steps(directory):
         reason = damage(directory / str(step))

@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import errno
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
@@ -11,17 +13,28 @@ from jaxkit.errors import ConfigError, UserError
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """Turns an error the user can mend into its message on stderr and its exit code."""
+    """Turns an error the user can mend, or a signal outside the training loop, into one message and an exit code.
+
+    The loop answers signals itself. Elsewhere there is nothing to save, and Python's own answer to Ctrl-C, an exception
+    at any line, is swallowed by some of the libraries that are imported: the process ends at once instead.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end_at_once)
     try:
         yield
     except UserError as error:
         sys.exit(_exit(str(error), error.exit_code))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        sys.exit(_exit(f"{error.filename or 'a file'} could not be written: {error.strerror}", 1))
-    except KeyboardInterrupt:
-        sys.exit(_exit("stopped by Ctrl-C before anything was saved since the last checkpoint", 130))
+        what = error.filename or "a file of the run"
+        sys.exit(_exit(f"{what} could not be written: {error.strerror}; the checkpoints before it are whole", 1))
+
+
+def _end_at_once(number: int, _frame) -> None:
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    _exit(f"stopped by {name} outside the training loop; the same command goes on from the last checkpoint", number)
+    os._exit(128 + number)
 
 
 def _exit(message: str, code: int) -> int:
@@ -33,7 +46,7 @@ def step_or(*words: str) -> Callable[[str], str]:
     """The argparse type of a step number or one of some words."""
 
     def parse(text: str) -> str:
-        if text not in words and not text.isdigit():
+        if text not in words and not (text.isascii() and text.isdigit()):
             raise argparse.ArgumentTypeError(f"{text!r} is neither a step nor one of {', '.join(words)}")
         return text
 
@@ -59,7 +72,17 @@ def start_processes(arguments: argparse.Namespace) -> None:
     missing = [value is None for value in given]
     if any(missing) and not all(missing):
         raise ConfigError("--coordinator-address, --num-processes and --process-id go together")
-    if not all(missing) or arguments.distributed:
-        import jax
+    if all(missing) and not arguments.distributed:
+        return
+    address, count, number = given
+    if address is not None and not address.rpartition(":")[2].isdigit():
+        raise ConfigError(f"--coordinator-address {address}: write HOST:PORT, such as node0:1234")
+    if count is not None and not 0 <= number < count:
+        raise ConfigError(f"--process-id {number} is none of 0 to {count - 1}")
+    import jax
 
+    try:
         jax.distributed.initialize(*given)
+    except (ValueError, RuntimeError) as error:
+        what = "--distributed finds no cluster here" if all(missing) else "the processes could not be joined"
+        raise ConfigError(f"{what}: {error}") from error

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -14,7 +15,7 @@ from pydantic import Field, ValidationError, create_model, model_validator
 from jaxkit.errors import ConfigError
 from jaxkit.schema import task_section
 from jaxkit.schema.data import SOURCES
-from jaxkit.schema.model import Model, Pretrained
+from jaxkit.schema.model import Pretrained
 from jaxkit.schema.optimizer import OPTIMIZERS
 from jaxkit.schema.section import Section, one_of
 from jaxkit.schema.train import Tracking, Train
@@ -61,8 +62,14 @@ class Config(Section):
 
     def digest(self) -> str:
         """Hash of everything that can change a result (tracking cannot), teachers' configs included: 12 hex digits."""
-        content = self.model_dump(mode="json", exclude={"tracking"})
-        content["teachers"] = [source_config(source).digest() for source in _sources(self) if source.config is not None]
+        teachers = []
+
+        def unpinned(source: Pretrained) -> Pretrained:
+            if source.config is not None and source.pinned is None:
+                teachers.append(source_config(source).digest())
+            return source.model_copy(update={"pinned": None})
+
+        content = with_sources(self, unpinned).model_dump(mode="json", exclude={"tracking"}) | {"teachers": teachers}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -125,9 +132,10 @@ def parse(raw: dict, origin: str, above: tuple[str, ...] = ()) -> Config:
         if schema is Config:
             problems = [_unknown_task(name), *(p for p in problems if not p.startswith("task"))]
         raise ConfigError(_message(origin, problems)) from None
-    if origin in above:
-        raise ConfigError(f"{origin} is a teacher in its own training: {' needs '.join((*above, origin))}")
-    return _with_models(config, (*above, origin))
+    above = (*above, str(Path(origin).resolve()))
+    if above[-1] in above[:-1]:
+        raise ConfigError(f"{origin} is a teacher in its own training: {' needs '.join(above)}")
+    return with_sources(config, lambda source: _with_model(source, above))
 
 
 def _read(path: Path) -> dict:
@@ -260,25 +268,16 @@ def _elsewhere(key: str, here: str, schema: type[Section]) -> str:
     return ""
 
 
-def _with_models(section, above: tuple[str, ...]):
-    """Fills in the model of every :class:`Pretrained` from the config of the run it names."""
+def with_sources(section, change: Callable[[Pretrained], Pretrained]):
+    """The section with every :class:`Pretrained` in it changed."""
     if isinstance(section, Pretrained):
-        return section.model_copy(update={"model": section.model or _model_of(section, above)})
+        return change(section)
     if isinstance(section, tuple):
-        return tuple(_with_models(item, above) for item in section)
+        return tuple(with_sources(item, change) for item in section)
     if isinstance(section, Section):
         parts = {name: getattr(section, name) for name in type(section).model_fields}
-        return section.model_copy(update={name: _with_models(part, above) for name, part in parts.items()})
+        return section.model_copy(update={name: with_sources(part, change) for name, part in parts.items()})
     return section
-
-
-def _sources(section) -> list[Pretrained]:
-    """Every :class:`Pretrained` in a section."""
-    if isinstance(section, Pretrained):
-        return [section]
-    if isinstance(section, Section):
-        section = tuple(getattr(section, name) for name in type(section).model_fields)
-    return [source for item in section for source in _sources(item)] if isinstance(section, tuple) else []
 
 
 def source_config(source: Pretrained, above: tuple[str, ...] = ()) -> Config:
@@ -292,9 +291,16 @@ def source_config(source: Pretrained, above: tuple[str, ...] = ()) -> Config:
     return load(path, (), above)
 
 
-def _model_of(source: Pretrained, above: tuple[str, ...]) -> Model:
+def _with_model(source: Pretrained, above: tuple[str, ...]) -> Pretrained:
+    """Fills in the model of the run that a source names, unless the source is pinned and has it already."""
+    if source.pinned is not None and source.model is not None:
+        return source
     task = source_config(source, above).task
     model = getattr(task, "model", None) or getattr(task, "student", None)
     if model is None:
         raise ConfigError(f"{above[-1]}: the task {task.name!r} of {source} trains no model that could teach")
-    return model
+    if source.model not in (None, model):
+        raise ConfigError(
+            f"{above[-1]}: the model of {source.config or source.workdir or source.checkpoint} is {model}"
+        )
+    return source.model_copy(update={"model": model})

@@ -48,8 +48,7 @@ def compiled_evaluation(task: Task, feed: Feed, executor, key, params, state, fr
     # the last number fold_in takes: one that no training step has
     key = executor.replicate(jax.random.fold_in(key, 2**32 - 1))
     step = partial(eval_step, task=task, preprocess=feed.preprocess, executor=executor)
-    with closing(feed.eval_batches()) as batches:
-        batch = executor.put_batch(next(batches))
+    batch = executor.put_batch(feed.first_eval())
     unready = Evaluation(step, feed, executor, key)
     return unready._replace(step=executor.compile(step, unready.state(params, state, 0), frozen, batch, donate=False))
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxkit import checkpoint, parallel, workdir
-from jaxkit.config import Config, load, source_config
+from jaxkit.config import Config, load, source_config, with_sources
 from jaxkit.data import Source
 from jaxkit.data.feed import Feed, open_feed
 from jaxkit.data.sources import open_source
@@ -50,6 +50,7 @@ def run(
     """
     with workdir.held(folder, wait), _precision(config), contextlib.ExitStack() as stack:
         # The folder is touched last: whatever is wrong with the config, the data or a teacher leaves it as it was.
+        parallel.check_divides(config.data.batch_size, config.optimizer.accumulate, "data.batch_size")
         source, feed, task, executor = _assemble(config)
         plan = workdir.plan(folder, config, resume, force)
         steps, per_epoch = _length(config, len(source.train))
@@ -66,13 +67,7 @@ def run(
         state, frozen = initial_state(task, feed, optimizer, executor, jax.random.PRNGKey(config.train.seed))
         note = {"frozen": digest(frozen)}
         state, meta = (state, {}) if plan.start is None else _resumed(folder, plan.start, feed, state, note)
-        workdir.claim(folder, config, plan)
         metric, mode = config.ranking()
-        keep = {"keep_last": config.train.keep_last, "keep_best": config.train.keep_best}
-        saved = checkpoint.Checkpoints(folder / "checkpoints", metric=metric, mode=mode, **keep)
-        stack.enter_context(contextlib.closing(saved))
-        tracker = Tracker(folder, config, start=plan.start or 0, steps=steps)
-        stack.enter_context(contextlib.closing(tracker))
         job = Run(
             task=task,
             feed=feed,
@@ -84,12 +79,17 @@ def run(
             pieces=config.optimizer.accumulate,
             metric=metric,
             mode=mode,
-            tracker=tracker,
-            checkpoints=saved,
             workdir=folder,
         )
         trainer = Trainer(job, state, frozen, meta, note)
-        trainer.fit()
+        tracker = Tracker(folder, config, start=plan.start or 0, steps=steps)
+        workdir.claim(folder, with_sources(config, pinned), plan)
+        keep = {"keep_last": config.train.keep_last, "keep_best": config.train.keep_best}
+        saved = checkpoint.Checkpoints(folder / "checkpoints", metric=metric, mode=mode, **keep)
+        stack.enter_context(contextlib.closing(saved))
+        tracker.open()
+        stack.enter_context(contextlib.closing(tracker))
+        trainer.fit(tracker, saved)
         rate = trainer.steps_per_second
         train = {
             "steps": steps,
@@ -105,7 +105,7 @@ def run(
 
 
 def evaluate_run(folder: Path, step: int | None = None) -> dict[str, Any]:
-    """Evaluates one checkpoint of a workdir, the best by default; writes ``evaluation_<step>.json`` beside it.
+    """Evaluates one checkpoint of a workdir, the best by default. Trains nothing.
 
     Raises:
         UserError: if there is no run, no such step, or the checkpoint is damaged.
@@ -116,8 +116,7 @@ def evaluate_run(folder: Path, step: int | None = None) -> dict[str, Any]:
     step = step if step is not None else _best_or_last(folder, config)
     with _precision(config):
         _, feed, task, executor = _assemble(config)
-        with contextlib.closing(feed.batches(0)) as batches:
-            batch = feed.preprocess(jax.tree.map(jnp.asarray, next(batches)))
+        batch = feed.preprocess(jax.tree.map(jnp.asarray, feed.first()))
         key = jax.random.PRNGKey(config.train.seed)
         variables = task.init(key, batch)
         like = {"params": variables.params, "state": variables.state}
@@ -126,10 +125,13 @@ def evaluate_run(folder: Path, step: int | None = None) -> dict[str, Any]:
         _check_frozen(folder, checkpoint.meta(folder / "checkpoints", step), digest(frozen))
         compiled = compiled_evaluation(task, feed, executor, key, found["params"], found["state"], frozen)
         metrics = evaluate(compiled, found["params"], found["state"], frozen)
-    result = {"step": step, **metrics}
+    return {"step": step, **metrics}
+
+
+def write_evaluation(folder: Path, result: dict[str, Any]) -> None:
+    """Writes what :func:`evaluate_run` found to ``evaluation_<step>.json`` in the workdir."""
     if jax.process_index() == 0:
-        write_atomically(folder / f"evaluation_{step}.json", json.dumps(result, indent=2) + "\n")
-    return result
+        write_atomically(folder / f"evaluation_{result['step']}.json", json.dumps(result, indent=2) + "\n")
 
 
 def make_task(config: Config, num_classes: int, executor: parallel.Executor) -> Task:
@@ -158,21 +160,31 @@ def load_weights(source: Pretrained, like: dict[str, PyTree]) -> dict[str, PyTre
     Raises:
         UserError: if the run, the step or the checkpoint is not there, damaged, or of another model.
     """
+    path = Path(pinned(source).pinned)
+    return load_step(path.parent, int(path.name), like)
+
+
+def pinned(source: Pretrained) -> Pretrained:
+    """The source with the checkpoint it comes down to: its own, the best of its run, or of the run of its config.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if source.pinned is not None:
+        return source
     if source.checkpoint is not None:
         path = Path(source.checkpoint)
         if not path.name.isdigit():
             raise ConfigError(f"{path}: is no checkpoint; write <workdir>/checkpoints/<step>")
-        return load_step(path.parent, int(path.name), like)
-    config = source_config(source)
-    if source.workdir is not None:
-        folder = Path(source.workdir)
     else:
-        folder = Path(source.cache) / f"{Path(source.config).stem}-{config.digest()}"
-        if workdir.finished(folder) is None:
+        config = source_config(source)
+        folder = Path(source.workdir or Path(source.cache) / f"{Path(source.config).stem}-{config.digest()}")
+        if source.config is not None and workdir.finished(folder) is None:
             if jax.process_index() == 0:
                 print(f"{source.config} is trained first, in {folder}")
             run(config, folder, wait=True)
-    return load_step(folder / "checkpoints", _best_or_last(folder, config), like)
+        path = folder / "checkpoints" / str(_best_or_last(folder, config))
+    return source.model_copy(update={"pinned": str(path.absolute())})
 
 
 def load_step(directory: Path, step: int, like: dict[str, PyTree]) -> dict[str, PyTree]:
@@ -196,7 +208,6 @@ def _assemble(config: Config) -> tuple[Source, Feed, Task, parallel.Executor]:
     """Data, task and devices of a run."""
     if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
-    parallel.check_divides(config.data.batch_size, config.optimizer.accumulate, "data.batch_size")
     executor = parallel.executor(config.train.parallel)
     source = open_source(config.data)
     feed = open_feed(
@@ -218,7 +229,10 @@ def _precision(config: Config) -> contextlib.AbstractContextManager:
 def _length(config: Config, examples: int) -> tuple[int, float]:
     """Updates in the run, and in one pass over the examples."""
     per_epoch = examples / config.data.batch_size
-    return config.train.steps or max(1, round(config.train.epochs * per_epoch)), per_epoch
+    steps = config.train.steps or max(1, round(config.train.epochs * per_epoch))
+    if steps >= 2**31:
+        raise ConfigError(f"train.epochs = {config.train.epochs} is {steps} updates, more than can be counted")
+    return steps, per_epoch
 
 
 def _resumed(

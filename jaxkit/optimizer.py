@@ -26,24 +26,25 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Chains clipping, weight decay, the update rule, the schedule and the parameters' average, in torch's order.
 
-    Under ``fp16`` the whole chain sits inside :func:`scaled`: gradients of ``loss * loss_scale(state)`` go in.
+    Under ``fp16`` clipping, decay and rule sit inside :func:`scaled`: gradients of ``loss * loss_scale(state)`` go in.
     ``init`` and ``update`` work under jit with a donated state.
 
     Raises:
         ConfigError: for a schedule that does not fit ``steps``; from ``init``, for a pattern of ``no_decay`` that
             matches no parameter.
     """
-    chain = []
+    rule = [optax.identity()]
     if config.clip_norm is not None:
-        chain.append(clip_norm(config.clip_norm))
+        rule.append(clip_norm(config.clip_norm))
     if config.clip_value is not None:
-        chain.append(optax.clip(config.clip_value))
-    chain += _update_rule(config)
+        rule.append(optax.clip(config.clip_value))
+    rule = optax.chain(*rule, *_update_rule(config))
+    chain = [scaled(rule) if precision == "fp16" else rule]
+    # outside the loss scale: these count skipped updates too, as a torch loop does
     chain.append(optax.scale_by_learning_rate(make_schedule(config, steps, steps_per_epoch)))
     if config.ema is not None:
         chain.append(average(config.ema.decay, config.ema.warmup))
-    optimizer = optax.chain(*chain)
-    return scaled(optimizer) if precision == "fp16" else optimizer
+    return optax.chain(*chain)
 
 
 def _update_rule(config: Optimizer) -> list[optax.GradientTransformation]:

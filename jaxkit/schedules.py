@@ -7,16 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxkit.errors import ConfigError
-from jaxkit.schema.optimizer import (
-    Cosine,
-    CosineWithRestarts,
-    Linear,
-    Multistep,
-    Optimizer,
-    Polynomial,
-    Schedule,
-    Warmup,
-)
+from jaxkit.schema.optimizer import Cosine, CosineWithRestarts, Linear, Multistep, Optimizer, Polynomial, Schedule
 
 
 def make_schedule(config: Optimizer, steps: int, steps_per_epoch: float | int) -> optax.Schedule:
@@ -26,15 +17,15 @@ def make_schedule(config: Optimizer, steps: int, steps_per_epoch: float | int) -
     ``MultiStepLR`` after a warm-up whose first update has ``rate / warm-up updates``.
 
     Raises:
-        ConfigError: where the warm-up leaves nothing of the run, a milestone lies within the warm-up,
-            or a polynomial would end above its start.
+        ConfigError: where the warm-up leaves nothing of the run, or a milestone lies within the warm-up.
     """
+    problems = config.misfits(steps, steps_per_epoch)
+    if problems:
+        raise ConfigError("\n".join(f"optimizer.{path}: {problem}" for path, problem in problems.items()))
     schedule, peak = config.schedule, config.learning_rate
-    warmup = _warmup_updates(schedule, steps_per_epoch)
-    if warmup >= steps:
-        raise ConfigError(f"optimizer.schedule: a warm-up of {warmup} updates leaves none of the run's {steps}")
+    warmup = schedule.warmup_updates(steps_per_epoch)
     if isinstance(schedule, Multistep):
-        first, factor = 1, _multistep(schedule, warmup, steps_per_epoch)
+        first, factor = 1, _multistep(schedule.gamma, schedule.milestone_updates(steps_per_epoch))
     else:
         first, factor = 0, _decay(schedule, peak, warmup, steps)
 
@@ -45,22 +36,10 @@ def make_schedule(config: Optimizer, steps: int, steps_per_epoch: float | int) -
     return learning_rate
 
 
-def _warmup_updates(schedule: Schedule, steps_per_epoch: float | int) -> int:
-    if not isinstance(schedule, Warmup):
-        return 0
-    return schedule.warmup_steps or round(schedule.warmup_epochs * steps_per_epoch)
-
-
-def _multistep(schedule: Multistep, warmup: int, steps_per_epoch: float | int) -> Callable:
-    milestones = schedule.milestones or tuple(round(epoch * steps_per_epoch) for epoch in schedule.milestone_epochs)
-    if milestones[0] < warmup:
-        raise ConfigError(
-            f"optimizer.schedule: the milestone at update {milestones[0]} lies within the warm-up of {warmup} updates"
-        )
-
+def _multistep(gamma: float, milestones: tuple[int, ...]) -> Callable:
     def factor(count):
         passed = jnp.expand_dims(count, -1) >= jnp.asarray(milestones)
-        return jnp.prod(jnp.where(passed, schedule.gamma, 1.0), axis=-1)
+        return jnp.prod(jnp.where(passed, gamma, 1.0), axis=-1)
 
     return factor
 
@@ -92,8 +71,6 @@ def _decay(schedule: Schedule, peak: float, warmup: int, steps: int) -> Callable
 
             return restarting
         case Polynomial(power=power, end=end):
-            if end >= peak:
-                raise ConfigError(f"optimizer.schedule.end = {end:g} must lie below the learning rate, {peak:g}")
             return lambda count: end / peak + (1 - end / peak) * remaining(count) ** power
     return lambda count: jnp.ones_like(count, dtype=float)
 

@@ -24,7 +24,7 @@ class Interrupted(UserError):
 
 
 class Stop:
-    """Notes the first SIGTERM or SIGINT that comes in its ``with`` block; a second one acts as it always did.
+    """Notes the first SIGTERM or SIGINT that comes in its ``with`` block; a second one does what it did before.
 
     Outside the main thread, where Python hands out no signals, it notes none.
     """

@@ -5,7 +5,6 @@ import math
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from jaxkit.errors import ConfigError
 
 
 class Tracker:
-    """Writes the metrics of one run. Only the first process writes; in others every method does nothing.
+    """Writes the metrics of one run, between :meth:`open` and :meth:`close`. Only the first process writes.
 
     Args:
         workdir: gets ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``curves.png``.
@@ -29,31 +28,44 @@ class Tracker:
         steps: the step the run ends at.
 
     Raises:
-        ConfigError: if W&B is asked for and missing, or it refuses.
+        ConfigError: if W&B is asked for and missing, or it refuses; nothing is written in the workdir before.
     """
 
     def __init__(self, workdir: Path, config: Config, *, start: int, steps: int):
-        self.workdir, self._active = workdir, jax.process_index() == 0
-        tracking = config.tracking
-        self._wandb = _wandb_run(workdir, config) if self._active and tracking.wandb is not None else None
-        shown = self._active and tracking.progress
+        self.workdir, self._config, self._start, self._steps = workdir, config, start, steps
+        self._active = jax.process_index() == 0
+        wanted = self._active and config.tracking.wandb is not None
+        self._wandb = _wandb_run(workdir, config, start) if wanted else None
+        self._board = None
+
+    def open(self) -> None:
+        """Opens the files, dropping what was logged after the step the run goes on from."""
+        tracking = self._config.tracking
         # in a log file every refresh is a line
         every = 0.5 if sys.stderr.isatty() else 30
         self._bar = tqdm(
-            total=steps, initial=start, unit="step", mininterval=every, dynamic_ncols=True, disable=not shown
+            total=self._steps,
+            initial=self._start,
+            unit="step",
+            mininterval=every,
+            dynamic_ncols=True,
+            disable=not (self._active and tracking.progress),
         )
-        self._board = None
         if not self._active:
             return
-        path = workdir / "metrics.jsonl"
-        earlier = [record for record in read_metrics(path) if record["step"] <= start] if start else []
+        path = self.workdir / "metrics.jsonl"
+        earlier = [record for record in read_metrics(path) if record["step"] <= self._start] if self._start else []
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in earlier))
         self._file = path.open("a", encoding="utf-8")
+        if self._wandb is not None:
+            write_atomically(self.workdir / "wandb_id", self._wandb.id)
         if tracking.tensorboard:
             from tensorboardX import SummaryWriter
 
             # named after the second it is opened in: without the suffix, two sessions within one overwrite each other
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1, filename_suffix=f".{start}")
+            self._board = SummaryWriter(
+                str(self.workdir / "tensorboard"), purge_step=self._start + 1, filename_suffix=f".{self._start}"
+            )
 
     def log(self, step: int, kind: str, values: dict[str, float]) -> None:
         """Writes scalars of a step; ``kind`` is ``train`` or ``eval``."""
@@ -105,13 +117,14 @@ class Tracker:
 class Windows:
     """Scalars of training steps on their way from the device to a tracker, logged as means over windows of steps.
 
+    Of ``learning_rate`` the last value is logged.
+
     Args:
         tracker: what logs them.
-        extra: step -> further scalars to log with it.
     """
 
-    def __init__(self, tracker: Tracker, extra: Callable[[int], dict[str, float]]):
-        self._tracker, self._extra = tracker, extra
+    def __init__(self, tracker: Tracker):
+        self._tracker = tracker
         self._windows: list[list[tuple[int, dict[str, jax.Array]]]] = [[]]
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -123,7 +136,7 @@ class Windows:
         """Closes a window and logs all, or, without ``wait``, all but it: its steps are still being computed.
 
         Returns:
-            the first step that did not go well, with its scalars; nothing after it is logged.
+            the first step that did not go well, with its scalars; it and those after it are forgotten.
         """
         self._windows.append([])
         while len(self._windows) > (1 if wait else 2):
@@ -133,20 +146,25 @@ class Windows:
             ]
             for (step, _), metrics in zip(window, fetched, strict=True):
                 if not metrics.pop("ok"):
-                    return step, {**metrics, **self._extra(step)}
+                    self._windows = [[]]
+                    return step, metrics
             if window:
-                step = window[-1][0]
                 means = {name: _finite_mean([metrics[name] for metrics in fetched]) for name in fetched[0]}
-                self._tracker.log(step, "train", {**means, **self._extra(step)})
+                self._tracker.log(window[-1][0], "train", means | {"learning_rate": fetched[-1]["learning_rate"]})
         return None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, in order; a last line cut off by a crash is left out."""
+    """The records of a metrics.jsonl, in order. Lines that a crash cut or something damaged are named and left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
+        try:
+            records.append(json.loads(line if line.endswith("\n") else ""))
+        except ValueError:
+            print(f"{path} line {number} is damaged and left out", file=sys.stderr)
+    return records
 
 
 def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
@@ -218,23 +236,16 @@ def _finite_mean(values: list[float]) -> float:
     return math.fsum(finite) / len(finite) if finite else math.nan
 
 
-def _wandb_run(workdir: Path, config: Config):
+def _wandb_run(workdir: Path, config: Config, start: int):
+    """Opens a W&B run; that of the workdir, if the training goes on there."""
     try:
         import wandb
     except ModuleNotFoundError:
         raise ConfigError("tracking.wandb: wandb is not installed; pip install 'jaxkit[track]'") from None
     section = config.tracking.wandb.model_dump()
+    kept = workdir / "wandb_id"
+    name = kept.read_text() if start and kept.is_file() else os.urandom(4).hex()
     try:
-        return wandb.init(
-            **section, dir=workdir, config=config.model_dump(mode="json"), id=_run_id(workdir), resume="allow"
-        )
+        return wandb.init(**section, dir=workdir, config=config.model_dump(mode="json"), id=name, resume="allow")
     except wandb.Error as error:
         raise ConfigError(f"tracking.wandb: {error}; or set tracking.wandb.mode=offline") from None
-
-
-def _run_id(workdir: Path) -> str:
-    """The W&B id of this workdir's run, kept so that a resumed run goes on in the same one."""
-    path = workdir / "wandb_id"
-    if not path.is_file():
-        write_atomically(path, os.urandom(4).hex())
-    return path.read_text()

@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
     ok: Bool[Array, ""]
 
 
-def train_step(state: TrainState, frozen: PyTree, batch: PyTree, *, task, optimizer, augment, executor, pieces):
+def train_step(state: TrainState, frozen: PyTree, batch: PyTree, *, task, optimizer, rate, augment, executor, pieces):
     """Updates the parameters once, from one batch of raw examples; returns the new state and scalars to log."""
     key_augment, key_loss = jax.random.split(jax.random.fold_in(state.key, state.step))
     batch = augment(executor.example_keys(key_augment, examples_in(batch)), batch)
@@ -57,7 +57,7 @@ def train_step(state: TrainState, frozen: PyTree, batch: PyTree, *, task, optimi
     ok = state.ok & jnp.isfinite(loss) & (jnp.isfinite(norm) | (scale > 1))
     new = TrainState(state.step + 1, params, moved, opt_state, state.key, ok)
     new = jax.tree.map(partial(jnp.where, ok), new, state)._replace(ok=ok)
-    return new, {**metrics, "loss": loss, "grad_norm": norm, "ok": ok}
+    return new, {**metrics, "loss": loss, "grad_norm": norm, "learning_rate": rate(state.step), "ok": ok}
 
 
 def gradient_of(loss: Callable, scale: float | Array) -> Callable:
@@ -84,7 +84,7 @@ def examples_in(batch: PyTree) -> int:
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained, on what, how, and where its traces go."""
+    """What is trained, on what, and how."""
 
     task: Task
     feed: Feed
@@ -99,16 +99,12 @@ class Run:
     """The evaluation metric that ranks checkpoints."""
     mode: str
     """Whether its ``max`` or its ``min`` is best."""
-    tracker: Tracker
-    checkpoints: Checkpoints
     workdir: Path
 
 
 def initial_state(task: Task, feed: Feed, optimizer, executor, key: UInt32[Array, "2"]) -> tuple[TrainState, PyTree]:
     """Initialises the task's variables on every device: the state at step 0, and the frozen variables."""
-    with closing(feed.batches(0)) as batches:
-        host = next(batches)
-    variables = task.init(key, feed.preprocess(jax.tree.map(jnp.asarray, host)))
+    variables = task.init(key, feed.preprocess(jax.tree.map(jnp.asarray, feed.first())))
     opt_state = jax.jit(optimizer.init)(variables.params)
     state = TrainState(jnp.int32(0), variables.params, variables.state, opt_state, key, jnp.bool(True))
     return executor.replicate(state), executor.replicate(variables.frozen)
@@ -118,7 +114,7 @@ class Trainer:
     """Takes a state from where it stands to ``run.steps``.
 
     Args:
-        run: what to train.
+        run: what to train; compiled here.
         state: from :func:`initial_state`, or restored onto the same devices.
         frozen: the frozen variables, on every device.
         meta: of the checkpoint that ``state`` came from (see :meth:`_save`); empty for a new run.
@@ -137,26 +133,26 @@ class Trainer:
         """Of this process's life, evaluation left out; None where no step was left to do."""
         self._eval_seconds = 0.0
         self._saved = self.start if meta else None
-        self._rates = np.asarray(jax.jit(jax.vmap(run.learning_rate))(jnp.arange(run.steps)))
-        self._windows = Windows(run.tracker, lambda step: {"learning_rate": float(self._rates[step - 1])})
+
         began = time.perf_counter()
         training = partial(
             train_step,
             task=run.task,
             optimizer=run.optimizer,
+            rate=run.learning_rate,
             augment=run.feed.augment,
             executor=run.executor,
             pieces=run.pieces,
         )
-        with closing(run.feed.batches(0)) as batches:
-            batch = run.executor.put_batch(next(batches))
-        self._train_step = run.executor.compile(training, state, frozen, batch)
-        key = jax.device_get(state.key)
-        self._evaluation = compiled_evaluation(run.task, run.feed, run.executor, key, *self._variables(), frozen)
-        self._sample = jax.jit(partial(run.task.sample, n=SAMPLES)) if run.task.sample else None
+        self._train_step = run.executor.compile(training, state, frozen, run.executor.put_batch(run.feed.first()))
+        key, variables = jax.device_get(state.key), self._variables()
+        self._evaluation = compiled_evaluation(run.task, run.feed, run.executor, key, *variables, frozen)
+        if run.task.sample:
+            sampled = jax.jit(partial(run.task.sample, n=SAMPLES))
+            self._sample = sampled.lower(Variables(*variables, frozen), self._evaluation.key).compile()
         self.compile_seconds = time.perf_counter() - began
 
-    def fit(self) -> None:
+    def fit(self, tracker: Tracker, checkpoints: Checkpoints) -> None:
         """Runs to the last step and waits until its checkpoint is on disk.
 
         Raises:
@@ -165,6 +161,7 @@ class Trainer:
             CheckpointError: when a checkpoint cannot be written.
         """
         run = self.run
+        self._tracker, self._checkpoints, self._windows = tracker, checkpoints, Windows(tracker)
         placed = run.feed.prefetch(run.feed.batches(self.start), run.executor.put_batch)
         self._began = time.perf_counter()
         with Stop() as stop, closing(placed) as batches:
@@ -183,11 +180,11 @@ class Trainer:
                 self._finish_step(stop)
             self._report()
             self.recompilations = parallel.compilations() - compiled if compiled is not None else 0
-        loop = time.perf_counter() - self._began
-        if self.step > self.start:
-            self.steps_per_second = (self.step - self.start) / (loop - self._eval_seconds)
-        self.seconds += loop
-        run.checkpoints.wait()
+            loop = time.perf_counter() - self._began
+            if self.step > self.start:
+                self.steps_per_second = (self.step - self.start) / (loop - self._eval_seconds)
+            self.seconds += loop
+            checkpoints.wait()
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.run.steps
@@ -200,7 +197,7 @@ class Trainer:
         if improved or stopping or self._due(config.checkpoint_every):
             self._save()
         if stopping:
-            self.run.checkpoints.wait()
+            self._checkpoints.wait()
             name = "Ctrl-C" if stop.signum == signal.SIGINT else "SIGTERM"
             raise Interrupted(
                 stop.signum or signal.SIGTERM,
@@ -210,7 +207,7 @@ class Trainer:
 
     def _stopping(self, stop: Stop) -> bool:
         """Whether to stop here. Several processes agree on it, which takes a wait, so they ask only when they log."""
-        if self.step == self.run.steps:
+        if self.step == self.run.steps and self.metrics is not None:
             return False
         if jax.process_count() == 1:
             return stop.signum is not None
@@ -233,10 +230,10 @@ class Trainer:
         if self.metrics is None:
             return False
         self._eval_seconds += time.perf_counter() - began
-        self.run.tracker.log(self.step, "eval", self.metrics)
-        if self._sample is not None:
+        self._tracker.log(self.step, "eval", self.metrics)
+        if self.run.task.sample:
             images = self._sample(Variables(params, state, self.frozen), self._evaluation.key)
-            self.run.tracker.samples(self.step, np.asarray(images, np.float32))
+            self._tracker.samples(self.step, np.asarray(images, np.float32))
         value = self.metrics[self.run.metric]
         sign = 1 if self.run.mode == "max" else -1
         if math.isnan(value) or (self.best is not None and sign * value < sign * self.best):
@@ -252,14 +249,14 @@ class Trainer:
         self._report()
         if self._saved == self.step and self.metrics is None:
             return
-        self.run.tracker.sync()
+        self._tracker.sync()
         meta = {
             **self.note,
             "loader": self.run.feed.position(self.step),
             "best": self.best,
             "seconds": self.seconds + time.perf_counter() - self._began,
         }
-        self.run.checkpoints.save(self.step, saved_items(self.state), meta, self.metrics)
+        self._checkpoints.save(self.step, saved_items(self.state), meta, self.metrics)
         self._saved = self.step
 
     def _fail(self, step: int, metrics: dict[str, float]) -> None:
@@ -271,7 +268,7 @@ class Trainer:
         self.state = self.state._replace(ok=self.run.executor.replicate(np.bool_(True)))
         if step > 1:
             self._save()
-            self.run.checkpoints.wait()
+            self._checkpoints.wait()
         raise error
 
 

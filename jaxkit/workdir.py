@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxkit import checkpoint, parallel
-from jaxkit.config import Config, load
+from jaxkit.config import Config, load, with_sources
 from jaxkit.errors import ConfigError
 from jaxkit.tracking import read_metrics, write_atomically
 
 PACKAGES = ("jaxkit", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-# What a resumed run may do otherwise than it began: none of it changes an update, but for the length of the run.
+# What a resumed run may do otherwise than it began: none of it changes an update, but for the length of the run, which
+# the schedule depends on, and for dropout under pmap, which draws other masks than under jit.
 MAY_CHANGE = {
     "tracking", "data.threads", "data.eval_batch_size", "train.steps", "train.epochs", "train.log_every",
     "train.eval_every", "train.checkpoint_every", "train.keep_last", "train.keep_best", "train.parallel",
@@ -105,7 +106,8 @@ def _plan(folder: Path, config: Config, resume: str, force: bool) -> Plan:
 
 def _goes_on(folder: Path, config: Config, resume: str, force: bool) -> bool:
     """Whether the run in the folder has this config, but for what may change; False if it may be overwritten."""
-    changes = _changes(load(folder / "config.yaml"), config)
+    both = (load(folder / "config.yaml"), config)
+    changes = _changes(*(with_sources(one, lambda source: source.model_copy(update={"pinned": None})) for one in both))
     blocking = [line for key, line in changes.items() if not _may_change(key)]
     if not blocking:
         for line in changes.values():
@@ -170,9 +172,11 @@ def finish(folder: Path, config: Config, train: dict[str, Any]) -> dict[str, Any
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The results of a run that came to its end."""
-    path = folder / "results.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    """The results of a run that came to its end, if they can be read."""
+    try:
+        return json.loads((folder / "results.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _may_change(key: str) -> bool:

@@ -16,9 +16,11 @@ def main() -> None:
     """Parses, then imports what is heavy."""
     arguments = parser.parse_args()
     start_processes(arguments)
-    from jaxkit.experiment import evaluate_run
+    from jaxkit.experiment import evaluate_run, write_evaluation
 
-    print(json.dumps(evaluate_run(arguments.workdir, arguments.step), indent=2))
+    result = evaluate_run(arguments.workdir, arguments.step)
+    print(json.dumps(result, indent=2))
+    write_evaluation(arguments.workdir, result)
 
 
 if __name__ == "__main__":

@@ -111,5 +111,5 @@ def test_a_milestone_within_the_warm_up_is_refused():
 
 
 def test_a_polynomial_that_would_rise_is_refused():
-    with pytest.raises(ConfigError, match="must lie below the learning rate"):
-        make_schedule(optimizer("polynomial", end=0.3), 40, 10.0)
+    with pytest.raises(ValueError, match=r"0\.3 must lie below the learning rate, 0\.3"):
+        optimizer("polynomial", end=0.3)

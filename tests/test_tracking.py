@@ -20,7 +20,9 @@ def config(**changes) -> Config:
 
 
 def tracker(folder, start: int = 0, **changes) -> Tracker:
-    return Tracker(folder, config(**changes), start=start, steps=100)
+    opened = Tracker(folder, config(**changes), start=start, steps=100)
+    opened.open()
+    return opened
 
 
 def logged(folder, steps, start: int = 0, **changes) -> None:
@@ -188,18 +190,22 @@ def test_nothing_is_drawn_where_no_value_is_finite(tmp_path):
 
 def scalar(**values) -> dict[str, jax.Array]:
     """The scalars of a step that went well."""
-    return {"ok": jnp.bool(True), **{name: jnp.float32(value) for name, value in values.items()}}
+    return {
+        "ok": jnp.bool(True),
+        "learning_rate": jnp.float32(0),
+        **{name: jnp.float32(value) for name, value in values.items()},
+    }
 
 
 def windows(folder) -> tuple[Tracker, Windows]:
     writer = tracker(folder)
-    return writer, Windows(writer, lambda step: {"learning_rate": step / 8})
+    return writer, Windows(writer)
 
 
 def test_a_window_is_logged_as_means_at_its_last_step_in_order(tmp_path):
     writer, shown = windows(tmp_path)
     for step in range(1, 6):
-        shown.add(step, scalar(loss=step, top1=0.5))
+        shown.add(step, scalar(loss=step, top1=0.5, learning_rate=step / 8))
         if step in (2, 4):
             assert shown.report(wait=False) is None
     assert shown.report(wait=True) is None
@@ -239,7 +245,8 @@ def test_the_first_step_that_failed_is_told_and_nothing_is_logged_from_its_windo
     writer, shown = windows(tmp_path)
     for step in range(1, 9):
         good = step not in (4, 6)
-        shown.add(step, {**scalar(loss=step if good else float("nan")), "ok": jnp.bool(good)})
+        values = scalar(loss=step if good else float("nan"), learning_rate=step / 8)
+        shown.add(step, {**values, "ok": jnp.bool(good)})
         if step in (2, 5):
             assert shown.report(wait=False) is None
     step, values = shown.report(wait=True)
@@ -247,6 +254,8 @@ def test_the_first_step_that_failed_is_told_and_nothing_is_logged_from_its_windo
     assert step == 4
     assert np.isnan(values.pop("loss"))
     assert values == {"learning_rate": 0.5}
+    # the steps after it changed nothing, and are not told a second time
+    assert shown.report(wait=True) is None
     assert steps_in(tmp_path) == [2]
 
 
@@ -266,11 +275,11 @@ def test_a_process_other_than_the_first_writes_nothing_but_sees_failures(tmp_pat
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     wandb = {"project": "small", "mode": "offline"}
     writer = tracker(tmp_path, tracking__progress=True, tracking__tensorboard=True, tracking__wandb=wandb)
-    shown = Windows(writer, lambda step: {})
+    shown = Windows(writer)
     shown.add(1, scalar(loss=1))
     assert shown.report(wait=True) is None
     shown.add(2, {**scalar(loss=2), "ok": jnp.bool(False)})
-    assert shown.report(wait=True) == (2, {"loss": 2.0})
+    assert shown.report(wait=True) == (2, {"loss": 2.0, "learning_rate": 0.0})
     writer.log(2, "eval", {"top1": 0.5})
     writer.samples(2, np.zeros((1, 2, 2, 3), np.float32))
     writer.sync()

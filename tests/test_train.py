@@ -140,8 +140,15 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_state_before_it(tm
 
 def test_a_learning_rate_that_overflows_is_reported_with_its_norms(tmp_path):
     with pytest.raises(NonFinite, match="Lower optimizer.learning_rate"):
-        run(tmp_path, optimizer__learning_rate=1e30, train__log_every=2)
-    assert json.loads((tmp_path / "nonfinite.json").read_text())["learning_rate"] == pytest.approx(1e30)
+        run(tmp_path, optimizer__learning_rate=1e30, train__log_every=1)
+    report = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert report["learning_rate"] == pytest.approx(1e30)
+    logged = read_metrics(tmp_path / "metrics.jsonl")
+    kept = checkpoint.saved_steps(tmp_path / "checkpoints")[-1]
+    # the step blamed is the first that failed, though more had been started when it was found
+    assert kept == report["step"] - 1
+    assert arrays(tmp_path, kept)["optimizer/step"] == kept
+    assert all(record["step"] <= kept for record in logged)
 
 
 @pytest.mark.parametrize("size", [4, 60])

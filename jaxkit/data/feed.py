@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxkit.data import Source
 from jaxkit.data.augment import make_augment, make_preprocess
-from jaxkit.data.loader import Batch, Loader, eval_batches, prefetch
+from jaxkit.data.loader import Batch, Loader, eval_batches, first_eval_batch, prefetch
 from jaxkit.schema.data import Data
 
 
@@ -15,8 +15,12 @@ class Feed(NamedTuple):
 
     batches: Callable[[int], Iterator[Batch]]
     """Training batches from the update of this number (from 0) on, without end."""
+    first: Callable[[], Batch]
+    """The training batch of update 0, read without threads: what start-up learns the shapes from."""
     eval_batches: Callable[[], Iterator[Batch]]
     """One pass in batches of one shape, with ``mask [b]``."""
+    first_eval: Callable[[], Batch]
+    """The first of ``eval_batches``, read without threads."""
     augment: Callable
     """``keys [b 2], batch -> batch``: in training, inside the step."""
     preprocess: Callable
@@ -36,6 +40,14 @@ def open_feed(
     loader = Loader(
         source.train, config.batch_size, seed, config.threads, process_index, process_count, source.fingerprint
     )
-    one_pass = partial(eval_batches, source.test, eval_batch_size, process_index, process_count, config.threads)
-    augment, preprocess = make_augment(config, source.image_shape), make_preprocess(config, source.image_shape)
-    return Feed(loader.batches, one_pass, augment, preprocess, loader.state, loader.restore)
+    evaluated = (source.test, eval_batch_size, process_index, process_count)
+    return Feed(
+        batches=loader.batches,
+        first=loader.first,
+        eval_batches=partial(eval_batches, *evaluated, config.threads),
+        first_eval=partial(first_eval_batch, *evaluated),
+        augment=make_augment(config, source.image_shape),
+        preprocess=make_preprocess(config, source.image_shape),
+        position=loader.state,
+        restore=loader.restore,
+    )

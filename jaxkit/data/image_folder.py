@@ -104,7 +104,11 @@ def _class_folders(split: Path, classes: list[str]) -> list[tuple[str, int]]:
 
 def _annotated(split: Path, classes: list[str]) -> list[tuple[str, int]]:
     """Reads ``file <tab> class <tab> box`` lines, one for each file in ``images/``."""
-    rows = [line.split("\t") for line in (split / ANNOTATIONS).read_text().splitlines() if line.strip()]
+    try:
+        lines = _read(split / ANNOTATIONS).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{split / ANNOTATIONS} is no UTF-8 text: {error}") from error
+    rows = [line.split("\t") for line in lines if line.strip()]
     if short := [number for number, row in enumerate(rows, 1) if len(row) < 2]:
         raise DataError(f"{split / ANNOTATIONS} line {short[0]} is not 'file<tab>class<tab>...'")
     names = {os.path.join(split, "images", row[0]): row[1].strip() for row in rows}
@@ -129,9 +133,15 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[str]:
-    found = []
+    """Paths of the images under a folder; a folder that links lead to again, or that it lies in, is not entered."""
+    top = folder.resolve()
+    found, entered = [], {str(top), *map(str, top.parents)}
     for directory, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        places = {name: os.path.realpath(os.path.join(directory, name)) for name in sorted(folders) if name[0] != "."}
+        # of two names of one folder the first counts, whatever order the file system lists them in
+        first = {place: name for name, place in reversed(places.items()) if place not in entered}
+        folders[:] = sorted(first.values())
+        entered |= first.keys()
         found += [
             os.path.join(directory, name)
             for name in names
@@ -140,11 +150,23 @@ def _images(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _read(path: str) -> bytes:
+def _read(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be opened: {error.strerror}; is the disk still mounted?") from error
+        raise _unopened(path, error) from error
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError as error:
+        raise _unopened(path, error) from error
+
+
+def _unopened(path: str | Path, error: OSError) -> DataError:
+    hint = "it is a broken link" if os.path.islink(path) else "is the disk still mounted?"
+    return DataError(f"{path} cannot be opened: {error.strerror}; {hint}")
 
 
 def _fingerprint(root: Path, *splits: list[tuple[str, int]]) -> str:
@@ -152,6 +174,7 @@ def _fingerprint(root: Path, *splits: list[tuple[str, int]]) -> str:
     digest = hashlib.sha256()
     for files in splits:
         for path, label in files:
-            digest.update(f"{os.path.relpath(path, root)}\0{os.path.getsize(path)}\0{label}\n".encode())
+            # a file's name need not be UTF-8
+            digest.update(os.fsencode(f"{os.path.relpath(path, root)}\0{_size(path)}\0{label}\n"))
         digest.update(b"\n")
     return f"image_folder {' + '.join(str(len(files)) for files in splits)} images, sha256 {digest.hexdigest()[:16]}"

@@ -56,6 +56,10 @@ class Loader:
         """Yields ``{"image": [b h w c], "label": [b]}`` without end, from update number ``start`` on."""
         return _read_ahead(self._read, sys.maxsize // self.batch_size, self.threads, start)
 
+    def first(self) -> Batch:
+        """Reads the batch of update 0 in the calling thread: a look at the shapes decodes no other batch."""
+        return self._read(0)
+
     def state(self, step: int) -> dict:
         """Describes the position before update number ``step``; survives JSON, and another number of processes."""
         return {"next_index": step, "fingerprint": self.identity}
@@ -92,17 +96,28 @@ def eval_batches(
     The first example fills the last batch up, with ``mask`` 0, so that all batches of all processes have one shape.
     Raises :class:`DataError` as :class:`Loader` does.
     """
+    read = _eval_reader(examples, batch_size, process_index, process_count)
+    return _read_ahead(read, -(-len(examples) // batch_size), threads)
+
+
+def first_eval_batch(examples: Examples, batch_size: int, process_index: int, process_count: int) -> Batch:
+    """Reads the first batch of :func:`eval_batches` in the calling thread; raises what that raises."""
+    return _eval_reader(examples, batch_size, process_index, process_count)(0)
+
+
+def _eval_reader(examples: Examples, batch_size: int, process_index: int, process_count: int) -> Callable[[int], Batch]:
+    """The function from the number of an evaluation batch to the batch."""
     part = _part(batch_size, process_index, process_count)
     count = len(examples)
     if not count:
         raise DataError("there are no examples to evaluate on")
 
-    def read(step: int) -> Batch:
-        positions = np.asarray(part) + step * batch_size
+    def read(number: int) -> Batch:
+        positions = np.asarray(part) + number * batch_size
         batch = _stack([examples[int(i) if i < count else 0] for i in positions])
         return {**batch, "mask": (positions < count).astype(np.float32)}
 
-    return _read_ahead(read, -(-count // batch_size), threads)
+    return read
 
 
 def prefetch(

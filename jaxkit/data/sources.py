@@ -1,8 +1,11 @@
 """Sources by name: the ``data`` section of a config -> labelled images with random access."""
 
 import hashlib
+import zipfile
+import zlib
 from difflib import get_close_matches
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -10,6 +13,9 @@ from jaxkit.data import DataError, Source
 from jaxkit.data.image_folder import open_image_folder
 from jaxkit.data.tfds import open_tfds
 from jaxkit.schema.data import Arrays, Data, Digits, ImageFolder, Tfds
+
+# What numpy and zipfile raise, by fuzzing them, for an archive that is cut, has flipped bits, or holds objects.
+BROKEN_ARCHIVE = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class ArrayExamples:
@@ -96,16 +102,24 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
     keys = [f"{split}_{part}" for split in ("train", "test") for part in ("images", "labels")]
     if not path.is_file():
         raise DataError(f"data.path {path} is not a file")
-    if path.read_bytes()[:2] != b"PK":
-        raise DataError(f"{path} is no .npz archive; write it with numpy.savez(path, {'=..., '.join(keys)}=...)")
-    with np.load(path, allow_pickle=False) as archive:
-        missing = [key + _hint(key, archive.files) for key in keys if key not in archive.files]
-        if missing:
-            raise DataError(f"{path} lacks {', '.join(missing)}; it has {', '.join(archive.files) or 'nothing'}")
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            raise DataError(f"{path} is no .npz archive; write it with numpy.savez(path, {'=..., '.join(keys)}=...)")
+        file.seek(0)
         try:
-            return {key: archive[key] for key in keys}
-        except ValueError as error:
+            names, arrays = _read_npz(file, keys)
+        except BROKEN_ARCHIVE as error:
             raise DataError(f"{path} cannot be loaded: {error}") from error
+    missing = [key + _hint(key, names) for key in keys if key not in names]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)}; it has {', '.join(names) or 'nothing'}")
+    return arrays
+
+
+def _read_npz(file: BinaryIO, keys: list[str]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The names of all arrays of an archive, and those of ``keys`` that it has."""
+    with np.load(file, allow_pickle=False) as archive:
+        return archive.files, {key: archive[key] for key in keys if key in archive.files}
 
 
 def _hint(key: str, names: list[str]) -> str:

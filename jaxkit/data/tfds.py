@@ -69,10 +69,14 @@ def _builder(config: Tfds):
         raise DataError(
             f"tensorflow-datasets knows no {name!r}, and none is prepared in {config.data_dir or 'its default folder'}"
         ) from error
-    except ValueError as error:
-        raise DataError(
-            f"{name} is prepared, but not as array_record; prepare it into another folder. {error}"
-        ) from error
+    except (ValueError, AssertionError, OSError) as error:
+        # the library has no error of its own for the format
+        problem = (
+            f"{name} is prepared, but not as array_record; prepare it into another folder"
+            if "File format" in str(error)
+            else f"tensorflow-datasets cannot open {name!r}"
+        )
+        raise DataError(f"{problem}. {error}") from error
     if not builder.is_prepared():
         raise DataError(
             f"{name} is not prepared in {builder.data_path}; prepare it once, in Python (some datasets need TensorFlow "

@@ -4,13 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from jaxkit.schema.section import Count, Floats, Fraction, Positive, Section
+from jaxkit.schema.section import Count, CountOrZero, Floats, Fraction, Positive, Section
 
 
 class Augment(Section):
     """Random changes of the training images, drawn anew for every example and step."""
 
-    crop_padding: Annotated[int, Field(ge=0)] = 0
+    crop_padding: CountOrZero = 0
     """Pixels of zeros put around the image before a crop of its own size is cut from it."""
     flip: Fraction = 0.0
     """Probability of a left-right flip."""

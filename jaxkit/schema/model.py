@@ -46,6 +46,8 @@ class Pretrained(Section):
     cache: str = "runs/teachers"
     model: Model | None = None
     """Filled in from the config of the run."""
+    pinned: str | None = None
+    """Filled in in the ``config.yaml`` of a workdir: the checkpoint that was read. It is then read again."""
 
     @model_validator(mode="after")
     def _one_source(self):

@@ -1,11 +1,22 @@
 """The ``optimizer`` section: update rule, schedule, clipping, accumulation, averaging."""
 
+import re
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, field_validator, model_validator
 
-from jaxkit.schema.section import Count, Floats, Integers, NonNegative, Positive, Section, Strings, one_of
+from jaxkit.schema.section import (
+    Count,
+    CountOrZero,
+    Epochs,
+    Misfit,
+    NonNegative,
+    Positive,
+    Section,
+    Strings,
+    one_of,
+)
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -15,18 +26,31 @@ class Schedule(Section):
 
     name: Literal["constant"] = "constant"
 
+    def warmup_updates(self, steps_per_epoch: float | None) -> int | None:
+        """Length of the warm-up; None if it is given in epochs and the length of one is not known yet."""
+        return 0
+
+    def milestone_updates(self, steps_per_epoch: float | None) -> tuple[int, ...] | None:
+        """Updates after which the rate drops; None as for the warm-up."""
+        return ()
+
 
 class Warmup(Schedule):
     """A linear warm-up, given in updates or in epochs."""
 
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    warmup_epochs: NonNegative = 0.0
+    warmup_steps: CountOrZero = 0
+    warmup_epochs: Annotated[float, Field(ge=0, le=1e6)] = 0.0
 
     @model_validator(mode="after")
     def _one_unit(self):
         if self.warmup_steps and self.warmup_epochs:
             raise ValueError("give warmup_steps or warmup_epochs, not both")
         return self
+
+    def warmup_updates(self, steps_per_epoch):
+        if not self.warmup_epochs:
+            return self.warmup_steps
+        return None if steps_per_epoch is None else round(self.warmup_epochs * steps_per_epoch)
 
 
 class ConstantWithWarmup(Warmup):
@@ -67,9 +91,9 @@ class Multistep(Warmup):
     """Multiplied by ``gamma`` at each milestone; the warm-up's first update already has ``rate / warm-up updates``."""
 
     name: Literal["multistep"]
-    milestones: Integers = ()
+    milestones: Annotated[tuple[Count, ...], Strict(False)] = ()
     """Updates after which the rate drops."""
-    milestone_epochs: Floats = ()
+    milestone_epochs: Annotated[tuple[Epochs, ...], Strict(False)] = ()
     gamma: Positive = 0.1
 
     @model_validator(mode="after")
@@ -77,9 +101,18 @@ class Multistep(Warmup):
         if bool(self.milestones) == bool(self.milestone_epochs):
             raise ValueError("give milestones (in updates) or milestone_epochs: one of them")
         marks = self.milestones or self.milestone_epochs
-        if min(marks) <= 0 or any(b <= a for a, b in pairwise(marks)):
-            raise ValueError(f"milestones must be positive and rising, got {list(marks)}")
+        if any(b <= a for a, b in pairwise(marks)):
+            raise ValueError(f"milestones must rise, got {list(marks)}")
         return self
+
+    def milestone_updates(self, steps_per_epoch):
+        if not self.milestone_epochs:
+            return self.milestones
+        return (
+            None
+            if steps_per_epoch is None
+            else tuple(round(epoch * steps_per_epoch) for epoch in self.milestone_epochs)
+        )
 
 
 SCHEDULES = {
@@ -119,6 +152,40 @@ class Optimizer(Section):
     """Pieces a batch is cut into, one after the other on the device; the update is that of the whole batch."""
     schedule: one_of(SCHEDULES) = Schedule()
     ema: Ema | None = None
+
+    @field_validator("no_decay")
+    @classmethod
+    def _are_patterns(cls, no_decay):
+        for pattern in no_decay:
+            try:
+                re.compile(pattern)
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        return no_decay
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        problems = self.misfits()
+        if self.no_decay and not self.weight_decay:
+            problems["no_decay"] = "no_decay needs a weight_decay above 0"
+        if problems:
+            raise Misfit(problems)
+        return self
+
+    def misfits(self, steps: int | None = None, steps_per_epoch: float | None = None) -> dict[str, str]:
+        """Says what of the schedule does not fit a run of ``steps`` updates, by key; None is what is not known yet."""
+        schedule, problems = self.schedule, {}
+        warmup = schedule.warmup_updates(steps_per_epoch)
+        milestones = schedule.milestone_updates(steps_per_epoch)
+        if steps is not None and warmup is not None and warmup >= steps:
+            problems["schedule"] = f"a warm-up of {warmup} updates leaves none of the run's {steps}"
+        if warmup is not None and milestones and milestones[0] < warmup:
+            problems["schedule"] = (
+                f"the milestone at update {milestones[0]} lies within the warm-up of {warmup} updates"
+            )
+        if isinstance(schedule, Polynomial) and schedule.end >= self.learning_rate:
+            problems["schedule.end"] = f"{schedule.end:g} must lie below the learning rate, {self.learning_rate:g}"
+        return problems
 
 
 class Sgd(Optimizer):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from jaxkit.schema.section import Count, Positive, Section
+from jaxkit.schema.section import Count, CountOrZero, Epochs, Section
 
 
 class Train(Section):
@@ -12,14 +12,14 @@ class Train(Section):
 
     steps: Count | None = None
     """Updates of the parameters."""
-    epochs: Positive | None = None
+    epochs: Epochs | None = None
     """Passes over the training data, instead of steps."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     log_every: Count = 50
     eval_every: Count = 500
     checkpoint_every: Count = 500
     keep_last: Count = 2
-    keep_best: Annotated[int, Field(ge=0)] = 1
+    keep_best: CountOrZero = 1
     best_metric: str | None = None
     """Evaluation metric that ranks checkpoints. None: the task's first."""
     parallel: Literal["jit", "pmap"] = "jit"

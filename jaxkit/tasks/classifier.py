@@ -16,11 +16,15 @@ def build(config: Model, context: Context) -> nn.Module:
     """Builds the network of a ``Model`` section for the data and the arithmetic of a run.
 
     Raises:
-        ConfigError: if it has fewer classes than the data.
+        ConfigError: if it has fewer classes than the data, or fewer than two.
     """
     num_classes = config.num_classes or context.num_classes
     if num_classes < context.num_classes:
         raise ConfigError(f"{config.name} has num_classes = {num_classes}, but the data has {context.num_classes}")
+    if num_classes < 2:
+        raise ConfigError(
+            f"{config.name} has num_classes = {num_classes}, the data {context.num_classes}: at least two are needed"
+        )
     options = {} if config.dropout_rate is None else {"dropout_rate": config.dropout_rate}
     return models.build(
         config.name,

@@ -1,3 +1,4 @@
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -111,6 +112,12 @@ def test_annotations_that_do_not_fit_the_images_are_one_clear_error(tiny_imagene
         open_folder(tiny_imagenet)
 
 
+def test_annotations_that_are_no_text_are_one_clear_error(tiny_imagenet):
+    (tiny_imagenet / "val" / "val_annotations.txt").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(DataError, match=r"val_annotations\.txt is no UTF-8 text"):
+        open_folder(tiny_imagenet)
+
+
 def test_without_a_size_different_images_are_an_error_that_names_two_files(root):
     draw(root / "train" / "bee" / "1.png", 7, size=(6, 5))
     source = open_folder(root)
@@ -181,6 +188,42 @@ def test_a_file_that_vanished_is_an_error_and_never_skipped(root):
     (root / "train" / "bee" / "1.png").unlink()
     with pytest.raises(DataError, match=r"bee/1\.png cannot be opened"):
         source.train[4]
+
+
+@pytest.mark.parametrize("on_corrupt", ["stop", "skip"])
+@pytest.mark.parametrize("name", ["0.png", "1.png"])
+def test_a_broken_link_is_an_error_that_names_it_and_never_skipped(root, name, on_corrupt):
+    (root / "train" / "bee" / name).unlink()
+    (root / "train" / "bee" / name).symlink_to(root / "nowhere.png")
+    with pytest.raises(
+        DataError, match=rf"bee/{name} cannot be opened: No such file or directory; it is a broken link"
+    ):
+        open_folder(root, on_corrupt=on_corrupt)
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "deep"])
+def test_a_link_to_a_folder_that_is_read_already_does_not_multiply_the_images(root, target):
+    draw(root / "train" / "ant" / "deep" / "3.png", 3)
+    (root / "train" / "ant" / "loop").symlink_to(target, target_is_directory=True)
+    source = open_folder(root)
+    assert reds(source.train) == [0, 1, 2, 3, 100, 101, 102]
+    assert source.train.files[3][0].endswith("deep/3.png")
+
+
+def test_a_link_to_a_folder_elsewhere_is_followed(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    draw(elsewhere / "9.png", 9)
+    (root / "train" / "ant" / "more").symlink_to(elsewhere, target_is_directory=True)
+    assert reds(open_folder(root).train) == [0, 1, 2, 9, 100, 101, 102]
+
+
+def test_a_file_name_that_is_not_utf_8_is_read_and_counts_in_the_fingerprint(root):
+    before = open_folder(root).fingerprint
+    file = root / "train" / "ant" / os.fsdecode(b"\xff.png")
+    (root / "train" / "ant" / "2.png").rename(file)
+    source = open_folder(root)
+    assert reds(source.train)[:3] == [0, 1, 2]
+    assert source.fingerprint != before
 
 
 def test_a_missing_root_split_or_class_folder_is_one_clear_error(root):

@@ -3,14 +3,17 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from itertools import islice
 
 import jax
 import numpy as np
 import pytest
 
-from jaxkit.data import DataError
-from jaxkit.data.loader import Loader, eval_batches, prefetch
+from jaxkit.data import DataError, Source
+from jaxkit.data.feed import open_feed
+from jaxkit.data.loader import Loader, eval_batches, first_eval_batch, prefetch
+from jaxkit.schema.data import Digits
 
 FIELDS = {"batch_size": 4, "seed": 0, "threads": 2, "process_index": 0, "process_count": 1, "fingerprint": "numbers"}
 
@@ -155,6 +158,8 @@ def test_a_batch_that_processes_cannot_share_and_no_examples_are_clear_errors():
         loader(0)
     with pytest.raises(DataError, match="no examples to evaluate on"):
         eval_batches(Numbers(0), 4, 0, 1)
+    with pytest.raises(DataError, match="no examples to evaluate on"):
+        first_eval_batch(Numbers(0), 4, 0, 1)
 
 
 @pytest.mark.parametrize(("count", "batches"), [(10, 3), (8, 2), (3, 1)])
@@ -177,6 +182,25 @@ def test_all_processes_evaluate_the_same_number_of_batches_and_each_example_once
     for step, batch in enumerate(whole):
         for name in ("image", "label", "mask"):
             np.testing.assert_array_equal(np.concatenate([part[step][name] for part in parts]), batch[name])
+
+
+@pytest.mark.parametrize(("process", "processes"), [(0, 1), (1, 2)])
+def test_the_first_batches_are_those_of_the_streams_and_nothing_else_is_read(process, processes):
+    examples = Numbers(10)
+    source = Source(examples, examples, 10, (2, 2, 1), "numbers")
+    config = Digits(name="digits", batch_size=4)
+    feed = open_feed(source, config, eval_batch_size=4, seed=0, process_index=process, process_count=processes)
+    for first, stream in ((feed.first, feed.batches(0)), (feed.first_eval, feed.eval_batches())):
+        examples.read.clear()
+        batch = first()
+        assert len(examples.read) == 4 // processes
+        assert prefetching_threads() == []
+        with closing(stream):
+            expected = next(stream)
+        assert batch.keys() == expected.keys()
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, expected[name])
+        wait_for_no_prefetching_threads()
 
 
 def test_prefetching_keeps_the_order_and_the_asked_number_of_batches_on_the_device():

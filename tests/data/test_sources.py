@@ -127,3 +127,20 @@ def test_a_missing_file_and_one_that_is_no_archive_are_clear_errors(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros(3))
     with pytest.raises(DataError, match=r"is no \.npz archive"):
         open_source(Arrays(name="arrays", batch_size=4, path=str(tmp_path / "a.npy")))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_cut_or_flipped_archive_is_an_error_that_names_the_file(tmp_path, save):
+    path = tmp_path / "a.npz"
+    arrays(path)
+    with np.load(path) as saved:
+        save(path, **saved)
+    whole = path.read_bytes()
+    # in the middle of the pixels; a version of zip that there is not
+    flipped, unsupported = bytearray(whole), bytearray(whole)
+    flipped[300] ^= 1
+    unsupported[whole.rindex(b"PK\x01\x02") + 6] = 200
+    for damaged in (whole[:-1], whole[: len(whole) // 2], whole[:2], bytes(flipped), bytes(unsupported)):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"a\.npz cannot be loaded: ."):
+            open_source(Arrays(name="arrays", batch_size=4, path=str(path)))

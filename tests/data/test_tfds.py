@@ -108,6 +108,9 @@ def test_slices_are_splits_and_change_the_fingerprint(prepared):
         ({"image_key": "row"}, "'row' is .*must be uint8 images of one size"),
         ({"label_key": "row"}, "'row' is .*must be a ClassLabel"),
         ({"name": "tfds:tiny_digit_s"}, "knows no 'tiny_digit_s'"),
+        ({"name": "tfds:mnist:9.9.9"}, "^tensorflow-datasets cannot open 'mnist:9.9.9'.* at version 9.9.9, only"),
+        ({"name": "tfds:mnist/foo"}, "^tensorflow-datasets cannot open 'mnist/foo'.*BuilderConfig foo not found"),
+        ({"name": "tfds:a b"}, "^tensorflow-datasets cannot open 'a b'.*Parsing builder name string a b failed"),
         (
             {"name": "tfds:mnist"},
             r"mnist is not prepared in .*tfds\.builder\('mnist', data_dir='.*download_and_prepare",

@@ -193,6 +193,20 @@ def test_more_classes_than_the_data_has_are_kept_and_fewer_are_an_error():
         classify.make(section(num_classes=6), CONTEXT)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"name": "cross_entropy"},
+        {"name": "label_smoothing"},
+        {"name": "tfkd_regularization", "alpha": 0.5, "temperature": 2.0},
+    ],
+    ids=lambda loss: loss["name"],
+)
+def test_a_single_class_is_refused_whatever_the_loss(loss):
+    with pytest.raises(ConfigError, match="cnn_tiny has num_classes = 1, .* at least two are needed"):
+        classify.make(section(loss=loss), CONTEXT._replace(num_classes=1))
+
+
 def test_bfloat16_is_that_of_the_layers_only(started):
     task = classify.make(section(), CONTEXT._replace(dtype=jnp.bfloat16))
     variables = task.init(KEY, images())
