@@ -307,3 +307,25 @@ def test_checksums_are_in_the_folder_before_it_has_its_name(tmp_path, monkeypatc
     assert len(seen) == 1
     assert "1" not in seen[0]
     assert json.loads((tmp_path / "1" / checkpoint.CHECKSUMS).read_text())
+
+
+def test_a_step_is_replaced_only_once_its_replacement_is_whole(tmp_path, monkeypatch):
+    directory = tmp_path / "checkpoints"
+    kept = Checkpoints(directory, keep_last=1, keep_best=0, metric="top1", mode="max")
+    old, new = ({"params": {"bias": jnp.full(3, value)}} for value in (1.0, 2.0))
+    kept.save(7, old, {}, None)
+    kept.wait()
+    monkeypatch.setattr(checkpoint, "_checksums", lambda folder: 1 / 0)
+    kept.save(7, new, {}, None)
+    with pytest.raises(CheckpointError):
+        kept.wait()
+    monkeypatch.undo()
+    again = Checkpoints(directory, keep_last=1, keep_best=0, metric="top1", mode="max")
+    assert checkpoint.saved_steps(directory) == [7]
+    found, _ = checkpoint.restore(directory, 7, old)
+    assert float(found["params"]["bias"][0]) == 1.0
+    again.save(7, new, {}, None)
+    again.close()
+    found, _ = checkpoint.restore(directory, 7, old)
+    assert float(found["params"]["bias"][0]) == 2.0
+    assert [path.name for path in directory.iterdir()] == ["7"]

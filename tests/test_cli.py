@@ -1,10 +1,14 @@
 import json
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
+import pytest
 import yaml
-from conftest import ROOT, script, small_config
+from conftest import ROOT, command, environment, script, small_config
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -121,3 +125,43 @@ def test_corrupt_images_that_are_skipped_are_named_and_counted(tmp_path):
     finished = script("train.py", "--config", path, *arguments)
     assert f"skipped {bad}" in finished.stderr
     assert json.loads((tmp_path / "skipped" / "results.json").read_text())["train"]["corrupt_images"] == 1
+
+
+@pytest.mark.parametrize("pause", [0.3, 1.0, 2.0, 3.5])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_loop_ends_at_once_with_one_line(tmp_path, config_file, number, code, pause):
+    arguments = command("train.py", "--config", config_file(train__steps=10**6), "--workdir", tmp_path / "run")
+    process = subprocess.Popen(
+        arguments, env=environment(1), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(pause)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == code, output + errors
+    assert "Traceback" not in errors
+    assert errors.count("stopped by") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--coordinator-address", "foo", "--num-processes", "2", "--process-id", "0"), "write HOST:PORT"),
+        (("--coordinator-address", "foo:1", "--num-processes", "2", "--process-id", "5"), "none of 0 to 1"),
+        (("--distributed",), "finds no cluster"),
+        (("--resume", "²"), "neither a step"),
+    ],
+)
+def test_flags_that_make_no_sense_are_one_message(config_file, flags, message):
+    finished = script("train.py", "--config", config_file(), *flags, check=False)
+    assert finished.returncode == 2
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_no_placeholder_is_left_in_what_people_read():
+    found = [
+        (path, word)
+        for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*.yaml"))
+        for word in re.findall(r"@[A-Za-z_]+@", path.read_text())
+    ]
+    assert not found

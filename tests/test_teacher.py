@@ -213,3 +213,22 @@ def test_the_digest_of_a_config_covers_the_teachers_behind_its_teacher(tmp_path)
         third = small_config(task={**task, "teacher": {"config": str(tmp_path / "second.yaml")}})
         digests.append(parse(third, "third").digest())
     assert digests[0] != digests[1]
+
+
+def test_a_finished_run_is_evaluated_without_the_config_of_its_teacher(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(teacher_config()))
+    experiment.run(student_config({"config": "teacher.yaml"}), tmp_path / "run")
+    (tmp_path / "teacher.yaml").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = experiment.evaluate_run(tmp_path / "run")
+    best = json.loads((tmp_path / "run" / "results.json").read_text())["best"]
+    assert found == pytest.approx(best)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_model_given_for_a_teacher_must_be_its_own(tmp_path):
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(teacher_config()))
+    with pytest.raises(ConfigError, match="model"):
+        student_config({"config": str(tmp_path / "teacher.yaml"), "model": {"name": "resnet8"}})

@@ -1,6 +1,7 @@
 import inspect
 import json
 import re
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from runs import arrays, identical, learned
 from sklearn.datasets import load_digits
 
 import jaxkit.train
-from jaxkit import checkpoint, experiment, models
+from jaxkit import checkpoint, experiment, models, tracking
 from jaxkit.config import parse
 from jaxkit.errors import ConfigError
-from jaxkit.stop import NonFinite
+from jaxkit.stop import Interrupted, NonFinite
 from jaxkit.tasks import TASKS, classify
 from jaxkit.tracking import read_metrics
 
@@ -204,3 +205,39 @@ def test_a_local_learning_rule_is_refused_under_a_loss_scale(tmp_path, monkeypat
     monkeypatch.setattr(classify, "make", toy(update=True))
     with pytest.raises(ConfigError, match="fp16"):
         run(tmp_path, train__precision="fp16")
+
+
+def test_a_signal_in_the_last_evaluation_saves_and_the_next_run_makes_up_for_it(tmp_path, monkeypatch):
+    run(tmp_path / "whole")
+    evaluated = jaxkit.train.evaluate
+
+    def interrupted(*arguments):
+        stopped = arguments[-1]
+        signal.raise_signal(signal.SIGTERM)
+        assert stopped()
+        return evaluated(*arguments)
+
+    monkeypatch.setattr(jaxkit.train, "evaluate", interrupted)
+    with pytest.raises(Interrupted) as caught:
+        run(tmp_path / "cut", train__eval_every=20)
+    assert caught.value.exit_code == 143
+    assert not (tmp_path / "cut" / "results.json").exists()
+    monkeypatch.undo()
+    results = run(tmp_path / "cut", train__eval_every=20)
+    assert results["last"] == json.loads((tmp_path / "whole" / "results.json").read_text())["last"]
+    assert checkpoint.best_step(tmp_path / "cut" / "checkpoints", "top1", "max") == 20
+
+
+def test_forcing_a_run_that_cannot_begin_leaves_the_old_one(tmp_path, monkeypatch):
+    run(tmp_path, train__steps=2)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def refused(*_):
+        raise ConfigError("no key")
+
+    monkeypatch.setattr(tracking, "_wandb_run", refused)
+    untraceable = {"data__batch_size": 8, "task__model__name": "cnn_tiny", "train__sync_batch_norm": False}
+    for changes in (untraceable, {"tracking__wandb": {"project": "x"}, "train__seed": 1}):
+        with pytest.raises(ConfigError):
+            experiment.run(parse(small_config(**changes), "small"), tmp_path, force=True)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
