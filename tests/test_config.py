@@ -75,7 +75,15 @@ def test_the_nearest_task_source_optimizer_schedule_loss_and_model_are_suggested
         ({"train__best_metric": "accuracy"}, "no metric of this task"),
         ({"task__model__dropout_rate": 0.5}, "has no dropout"),
         ({"data__normalize": {"mean": [0.5], "std": [0.5, 0.5]}}, "mean has 1 channels but std has 2"),
-        ({"optimizer__schedule": {"name": "multistep", "milestones": [5, 5]}}, "positive and rising"),
+        ({"optimizer__schedule": {"name": "multistep", "milestones": [5, 5]}}, "milestones must rise"),
+        ({"optimizer__no_decay": ["bias"]}, "no_decay needs a weight_decay above 0"),
+        ({"optimizer__no_decay": ["("], "optimizer__weight_decay": 0.1}, "'(' is no regular expression: missing )"),
+        ({"optimizer__schedule": {"name": "polynomial", "end": 0.05}}, "end: 0.05 must lie below the learning rate"),
+        (
+            {"optimizer__schedule": {"name": "multistep", "milestones": [3], "warmup_steps": 5}},
+            "the milestone at update 3 lies within the warm-up of 5",
+        ),
+        ({"task": {"name": "distill", "teacher": []}}, "task.teacher: name at least one teacher"),
     ],
 )
 def test_what_cannot_go_together_is_refused(changes, message):
@@ -83,7 +91,99 @@ def test_what_cannot_go_together_is_refused(changes, message):
 
 
 def test_an_option_of_another_optimizer_is_refused():
-    assert problems(small_config(optimizer__name="adam")) == ["optimizer.momentum: unknown key"]
+    (problem,) = problems(small_config(optimizer__name="adam"))
+    assert problem.startswith("optimizer.momentum: unknown key; the keys are learning_rate, ")
+    assert problem.endswith(", name, b1, b2, eps")
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"optimizer__schedule": "cosine"},
+            "optimizer.schedule: must be a mapping such as {name: cosine}, got 'cosine'",
+        ),
+        ({"optimizer__schedule": "cosin"}, "optimizer.schedule: must be a mapping such as {name: cosine}, got 'cosin'"),
+        ({"data": "digits"}, "data: must be a mapping such as {name: digits}, got 'digits'"),
+        ({"data": "tfds:mnist"}, "data: must be a mapping such as {name: tfds:<name>}, got 'tfds:mnist'"),
+        ({"optimizer": None}, "optimizer: must be a mapping such as {name: sgd}, got None"),
+        ({"data": {"batch_size": 2}}, "data.name: is missing; one of digits, image_folder, tfds:<name>, arrays"),
+        ({"task": "clasify"}, "task: must be a mapping such as {name: classify}, got 'clasify'"),
+        ({"task__model": "lenet"}, "task.model: must be a mapping such as {name: lenet}, got 'lenet'"),
+        (
+            {"tracking": None},
+            "tracking: must be a mapping with the keys progress, tensorboard, wandb, got None",
+        ),
+        (
+            {"data__augment": {"flip": float("nan")}},
+            "data.augment.flip: input should be less than or equal to 1, got nan",
+        ),
+        ({"data__augment": {"blur": 1}}, "data.augment.blur: unknown key; the keys are crop_padding, flip, rotation"),
+        (
+            {"data__augment": "cifa"},
+            "data.augment: input should be 'none', 'cifar', 'cifar_plain' or 'tiny_imagenet', got 'cifa'",
+        ),
+        ({"data__normalize": {"mean": [0]}}, "data.normalize.std: is missing"),
+        ({"train__parallel": {"a": 1}}, "train.parallel: input should be 'jit' or 'pmap', got {'a': 1}"),
+        ({"optimizer": {"learning_rate": 0.1}}, "optimizer.name: is missing; one of sgd, adam, adamw, lion"),
+    ],
+)
+def test_one_mistake_is_one_problem_that_says_what_to_write(changes, problem):
+    assert problems(small_config(**changes)) == [problem]
+
+
+def test_the_keys_of_a_tfds_source_are_its_own():
+    (problem,) = problems(small_config(data={"name": "tfds:mnist", "batch_size": 2, "folder": "x"}))
+    assert problem.endswith("threads, name, data_dir, train_split, eval_split, image_key, label_key")
+
+
+def test_a_teacher_that_is_no_mapping_is_one_problem_whether_listed_or_not():
+    task = {"name": "distill", "student": {"name": "resnet8"}, "loss": {"name": "kd"}}
+    for teacher, path in (("base.yaml", "task.teacher"), (["base.yaml"], "task.teacher.0")):
+        (problem,) = problems(small_config(task={**task, "teacher": teacher}))
+        assert problem.startswith(f"{path}: must be a mapping with the keys workdir, checkpoint, config, ")
+
+
+def test_what_does_not_go_together_is_reported_at_once_each_at_the_key_to_change():
+    raw = small_config(
+        train__best_metric="accuracy",
+        optimizer__accumulate=3,
+        optimizer__schedule={"name": "linear", "warmup_steps": 20},
+    )
+    assert problems(raw) == [
+        "optimizer.schedule: a warm-up of 20 updates leaves none of the run's 20",
+        "data.batch_size: 64 cannot be cut into optimizer.accumulate = 3 equal pieces",
+        "train.best_metric: 'accuracy' is no metric of this task; it has top1, top5, loss",
+    ]
+
+
+def test_a_schedule_that_cannot_be_is_reported_with_the_problems_of_other_sections():
+    raw = small_config(optimizer__schedule={"name": "polynomial", "end": 3.0}, train__seed=-1, data__threads=0)
+    assert {line.split(":")[0] for line in problems(raw)} == {"optimizer.schedule.end", "train.seed", "data.threads"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"train__steps": 2**31}, "train.steps"),
+        ({"train__steps": 99999999999999999999999}, "train.steps"),
+        ({"train__steps": None, "train__epochs": 1.1e6}, "train.epochs"),
+        ({"data__batch_size": 2**31}, "data.batch_size"),
+        ({"data__augment": {"crop_padding": 2**31}}, "data.augment.crop_padding"),
+        ({"optimizer__schedule": {"name": "linear", "warmup_steps": 2**31}}, "optimizer.schedule.warmup_steps"),
+        ({"optimizer__schedule": {"name": "linear", "warmup_epochs": 1e300}}, "optimizer.schedule.warmup_epochs"),
+        ({"optimizer__schedule": {"name": "multistep", "milestones": [2**31]}}, "optimizer.schedule.milestones.0"),
+        (
+            {"optimizer__schedule": {"name": "multistep", "milestone_epochs": [1e300]}},
+            "optimizer.schedule.milestone_epochs.0",
+        ),
+        ({"data__normalize": {"mean": [float("nan")], "std": [1]}}, "data.normalize.mean.0"),
+        ({"data__normalize": {"mean": [0.5], "std": [float("inf")]}}, "data.normalize.std.0"),
+    ],
+)
+def test_a_number_that_nothing_could_count_or_compute_with_is_refused(changes, path):
+    (problem,) = problems(small_config(**changes))
+    assert problem.startswith(f"{path}: input should be ")
 
 
 def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path):
@@ -93,6 +193,40 @@ def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path):
     config = load(path)
     assert config.optimizer.learning_rate == 1e-3
     assert config.train.precision == "no"
+    for written, seed in {"010": 10, "08": 8, "0o17": 15, "0x1F": 31}.items():
+        assert load(path, (f"train.seed={written}",)).train.seed == seed
+
+
+@pytest.mark.parametrize("word", ["1e3", "no", "010", "0o17", "1:30", "~", "null", ".5", "2020-01-01"])
+def test_a_word_that_looks_like_something_else_survives_a_round_trip(word, tmp_path):
+    config = parse(small_config(data={"name": "arrays", "path": word, "batch_size": 64}), "a.yaml")
+    (tmp_path / "copy.yaml").write_text(config.yaml())
+    assert load(tmp_path / "copy.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!int abc",
+        "!!float abc",
+        "!!bool yes",
+        "!!timestamp x",
+        "!!int {}",
+        "!!map abc",
+        "!python x",
+        '"\\UFFFFFFFF"',
+        "[" * 3000 + "]" * 3000,
+        "[" * 3000,
+        "9" * 5000,
+    ],
+    ids=lambda value: value[:16],
+)
+def test_a_value_that_is_no_yaml_is_a_config_error_in_an_override_and_in_a_file(value, config_file, tmp_path):
+    with pytest.raises(ConfigError, match="the value is not valid YAML: "):
+        load(config_file(), (f"train.seed={value}",))
+    (tmp_path / "a.yaml").write_text(f"train: {value}")
+    with pytest.raises(ConfigError, match=r"a\.yaml: is not valid YAML: "):
+        load(tmp_path / "a.yaml")
 
 
 def test_overrides_reach_nested_keys_lists_and_absent_sections(config_file):
@@ -105,11 +239,19 @@ def test_overrides_reach_nested_keys_lists_and_absent_sections(config_file):
 
 
 @pytest.mark.parametrize(
-    "override", ["train.steps", "=3", "train.steps.more=3", "data.augment.crop_padding.0=1", "train.steps=[1"]
+    "override",
+    [
+        "train.steps",
+        "=3",
+        "train.steps.more=3",
+        "data.augment.crop_padding.0=1",
+        "train.steps=[1",
+        "data.normalize.mean.²=1",
+    ],
 )
 def test_an_override_that_cannot_be_applied_is_a_config_error(config_file, override):
     with pytest.raises(ConfigError):
-        load(config_file(), (override,))
+        load(config_file(data__normalize={"mean": [0.5] * 9, "std": [0.5] * 9}), (override,))
 
 
 def test_a_missing_broken_or_empty_file_is_a_config_error(tmp_path):

@@ -68,7 +68,7 @@ class ImageFolder(Data):
 class Tfds(Data):
     """A TensorFlow Datasets builder prepared as array_record, read without TensorFlow."""
 
-    name: Annotated[str, Field(pattern=r"^tfds:.+")]
+    name: Annotated[str, Field(pattern=r"^tfds:.+", examples=["tfds:<name>"])]
     data_dir: str | None = None
     train_split: str = "train"
     eval_split: str = "test"

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, Strict
+from pydantic import BeforeValidator, Strict
 
 from jaxkit.schema.losses import DISTILL_LOSSES
 from jaxkit.schema.model import Model, Pretrained
@@ -10,6 +10,8 @@ from jaxkit.schema.section import Section, one_of
 
 
 def _listed(value):
+    if value in ([], ()):
+        raise ValueError("name at least one teacher")
     return value if isinstance(value, (list, tuple)) else [value]
 
 
@@ -20,7 +22,7 @@ class Distill(Section):
 
     name: Literal["distill"]
     student: Model
-    teacher: Annotated[tuple[Pretrained, ...], Strict(False), Field(min_length=1), BeforeValidator(_listed)]
+    teacher: Annotated[tuple[Pretrained, ...], Strict(False), BeforeValidator(_listed)]
     """One teacher, or a list whose logits are averaged."""
     loss: one_of(DISTILL_LOSSES)
 

@@ -26,11 +26,11 @@ class Schedule(Section):
 
     name: Literal["constant"] = "constant"
 
-    def warmup_updates(self, steps_per_epoch: float | None) -> int | None:
+    def warmup_updates(self, steps_per_epoch: float | int | None) -> int | None:
         """Length of the warm-up; None if it is given in epochs and the length of one is not known yet."""
         return 0
 
-    def milestone_updates(self, steps_per_epoch: float | None) -> tuple[int, ...] | None:
+    def milestone_updates(self, steps_per_epoch: float | int | None) -> tuple[int, ...] | None:
         """Updates after which the rate drops; None as for the warm-up."""
         return ()
 
@@ -172,7 +172,7 @@ class Optimizer(Section):
             raise Misfit(problems)
         return self
 
-    def misfits(self, steps: int | None = None, steps_per_epoch: float | None = None) -> dict[str, str]:
+    def misfits(self, steps: int | None = None, steps_per_epoch: float | int | None = None) -> dict[str, str]:
         """Says what of the schedule does not fit a run of ``steps`` updates, by key; None is what is not known yet."""
         schedule, problems = self.schedule, {}
         warmup = schedule.warmup_updates(steps_per_epoch)
@@ -185,6 +185,8 @@ class Optimizer(Section):
             )
         if isinstance(schedule, Polynomial) and schedule.end >= self.learning_rate:
             problems["schedule.end"] = f"{schedule.end:g} must lie below the learning rate, {self.learning_rate:g}"
+        if isinstance(schedule, CosineWithRestarts) and steps is not None and schedule.cycles * steps >= 2**31:
+            problems["schedule.cycles"] = f"{schedule.cycles} cycles of {steps} updates cannot be counted in 32 bits"
         return problems
 
 

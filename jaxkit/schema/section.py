@@ -37,7 +37,8 @@ class Misfit(ValueError):
         self.problems = problems
 
 
-def _kind(value) -> str | None:
+def kind_of(value) -> str | None:
+    """The kind of section that a mapping names; all ``tfds:<name>`` are one."""
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
     return "tfds:<name>" if isinstance(name, str) and name.startswith("tfds:") else name
 
@@ -46,4 +47,4 @@ def one_of(kinds: dict[str, type[Section]]):
     """Makes the type of a section whose ``name`` chooses among ``kinds``; ``tfds:<name>`` is any name so prefixed."""
     if len(kinds) == 1:
         return next(iter(kinds.values()))
-    return Annotated[reduce(or_, (Annotated[kind, Tag(name)] for name, kind in kinds.items())), Discriminator(_kind)]
+    return Annotated[reduce(or_, (Annotated[kind, Tag(name)] for name, kind in kinds.items())), Discriminator(kind_of)]

@@ -151,7 +151,8 @@ def test_training_leaves_every_byte_of_a_teacher_as_it_was(two, kind):
     started = TrainState(jnp.int32(0), variables.params, {}, optimizer.init(variables.params), KEY, jnp.bool(True))
     state, frozen = executor.replicate(started), executor.replicate(variables.frozen)
     pointers = [leaf.addressable_shards[0].data.unsafe_buffer_pointer() for leaf in jax.tree.leaves(frozen)]
-    options = {"optimizer": optimizer, "augment": lambda keys, batch: batch, "executor": executor, "pieces": 1}
+    options = {"optimizer": optimizer, "rate": lambda step: jnp.float32(0.1), "augment": lambda keys, batch: batch}
+    options |= {"executor": executor, "pieces": 1}
     batch = executor.put_batch(jax.tree.map(np.asarray, images(16)))
     step = executor.compile(partial(train_step, task=task, **options), state, frozen, batch)
     for _ in range(3):
