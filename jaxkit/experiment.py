@@ -27,7 +27,7 @@ from jaxkit.schema.model import Pretrained
 from jaxkit.tasks import TASKS
 from jaxkit.tasks.task import Context, Task
 from jaxkit.tracking import Tracker, write_atomically
-from jaxkit.train import Run, Trainer, TrainState, initial_state, restored_state, saved_items
+from jaxkit.train import Run, Trainer, initial_state, restored_state, saved_items
 
 DTYPES = {"no": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 CACHE = Path("~/.cache/jaxkit/xla")
@@ -48,7 +48,7 @@ def run(
     Raises:
         UserError: whatever the user can mend.
     """
-    with workdir.held(folder, wait), _precision(config), contextlib.ExitStack() as stack:
+    with workdir.held(folder, wait), _precision(config):
         # The folder is touched last: whatever is wrong with the config, the data or a teacher leaves it as it was.
         parallel.check_divides(config.data.batch_size, config.optimizer.accumulate, "data.batch_size")
         source, feed, task, executor = _assemble(config)
@@ -61,17 +61,13 @@ def run(
         results = workdir.finished(folder)
         if plan.start == steps and results is not None and results["config"] == config.digest():
             return results
-        if jax.process_index() == 0:
-            print("\n".join(task.notes))
-        optimizer = make_optimizer(config.optimizer, steps, per_epoch, config.train.precision)
-        state, frozen = initial_state(task, feed, optimizer, executor, jax.random.PRNGKey(config.train.seed))
-        note = {"frozen": digest(frozen)}
-        state, meta = (state, {}) if plan.start is None else _resumed(folder, plan.start, feed, state, note)
+        for line in task.notes if jax.process_index() == 0 else ():
+            print(line)
         metric, mode = config.ranking()
         job = Run(
             task=task,
             feed=feed,
-            optimizer=optimizer,
+            optimizer=make_optimizer(config.optimizer, steps, per_epoch, config.train.precision),
             learning_rate=make_schedule(config.optimizer, steps, per_epoch),
             executor=executor,
             config=config.train,
@@ -81,15 +77,8 @@ def run(
             mode=mode,
             workdir=folder,
         )
-        trainer = Trainer(job, state, frozen, meta, note)
-        tracker = Tracker(folder, config, start=plan.start or 0, steps=steps)
-        workdir.claim(folder, with_sources(config, pinned), plan)
-        keep = {"keep_last": config.train.keep_last, "keep_best": config.train.keep_best}
-        saved = checkpoint.Checkpoints(folder / "checkpoints", metric=metric, mode=mode, **keep)
-        stack.enter_context(contextlib.closing(saved))
-        tracker.open()
-        stack.enter_context(contextlib.closing(tracker))
-        trainer.fit(tracker, saved)
+        trainer = _trainer(job, plan.start)
+        _fit(trainer, config, folder, plan)
         rate = trainer.steps_per_second
         train = {
             "steps": steps,
@@ -97,11 +86,41 @@ def run(
             "compile_seconds": trainer.compile_seconds,
             "examples_per_second": rate and rate * config.data.batch_size,
             "recompilations": trainer.recompilations,
-            "corrupt_images": len(corrupt := source.corrupt()),
+            "corrupt_images": len(source.corrupt()),
         }
-        for path, reason in corrupt.items():
+        for path, reason in source.corrupt().items():
             print(f"skipped {path}: {reason}", file=sys.stderr)
         return workdir.finish(folder, config, train)
+
+
+def _trainer(job: Run, start: int | None) -> Trainer:
+    """A compiled trainer at step 0, or where the checkpoint of step ``start`` was written."""
+    key = jax.random.PRNGKey(job.config.seed)
+    state, frozen = initial_state(job.task, job.feed, job.optimizer, job.executor, key)
+    note = {"frozen": digest(frozen)}
+    if start is None:
+        return Trainer(job, state, frozen, {}, note)
+    found, meta = checkpoint.restore(job.workdir / "checkpoints", start, saved_items(state))
+    _check_frozen(job.workdir, meta, note["frozen"])
+    job.feed.restore(meta["loader"])
+    return Trainer(job, restored_state(found, state), frozen, meta, note)
+
+
+def _fit(trainer: Trainer, config: Config, folder: Path, plan: workdir.Plan) -> None:
+    """Claims the folder and trains."""
+    tracker = Tracker(folder, config, start=plan.start or 0, steps=trainer.run.steps)
+    workdir.claim(folder, with_sources(config, pinned), plan)
+    saved = checkpoint.Checkpoints(
+        folder / "checkpoints",
+        keep_last=config.train.keep_last,
+        keep_best=config.train.keep_best,
+        metric=trainer.run.metric,
+        mode=trainer.run.mode,
+    )
+    with contextlib.closing(saved):
+        tracker.open()
+        with contextlib.closing(tracker):
+            trainer.fit(tracker, saved)
 
 
 def evaluate_run(folder: Path, step: int | None = None) -> dict[str, Any]:
@@ -233,16 +252,6 @@ def _length(config: Config, examples: int) -> tuple[int, float]:
     if steps >= 2**31:
         raise ConfigError(f"train.epochs = {config.train.epochs} is {steps} updates, more than can be counted")
     return steps, per_epoch
-
-
-def _resumed(
-    folder: Path, step: int, feed: Feed, like: TrainState, note: dict[str, Any]
-) -> tuple[TrainState, dict[str, Any]]:
-    """The state and the meta data of a checkpoint, if it was written with this data and these frozen weights."""
-    found, meta = checkpoint.restore(folder / "checkpoints", step, saved_items(like))
-    _check_frozen(folder, meta, note["frozen"])
-    feed.restore(meta["loader"])
-    return restored_state(found, like), meta
 
 
 def _check_frozen(folder: Path, meta: dict[str, Any], frozen: str) -> None:
