@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from jaxkit import parallel
 from jaxkit.errors import UserError
 
 CHECKSUMS = "checksums.json"
@@ -86,6 +87,7 @@ class Checkpoints:
             if step in self._manager.all_steps():
                 if jax.process_index() == 0:
                     (self.directory / str(step)).rename(self.directory / f"{REPLACED}{step}")
+                parallel.from_first_process(None)  # no process looks before the folder is gone
                 self._manager.reload()
             arguments = ocp.args.Composite(meta=ocp.args.JsonSave({**meta, "metrics": metrics}), **trees)
             ranked = metrics if metrics is not None and self._rank(metrics) is not None else None

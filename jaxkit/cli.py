@@ -33,7 +33,8 @@ def reported() -> Iterator[None]:
 
 def _end_at_once(number: int, _frame) -> None:
     name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-    _exit(f"stopped by {name} outside the training loop; the same command goes on from the last checkpoint", number)
+    message = f"stopped by {name} outside the training loop; the same command goes on from the last checkpoint"
+    print(message, file=sys.stderr, flush=True)
     os._exit(128 + number)
 
 

@@ -50,7 +50,7 @@ def run(
     """
     with workdir.held(folder, wait), _precision(config):
         # The folder is touched last: whatever is wrong with the config, the data or a teacher leaves it as it was.
-        parallel.check_divides(config.data.batch_size, config.optimizer.accumulate, "data.batch_size")
+        parallel.check_divides(config.data.batch_size, config.optimizer.accumulate)
         source, feed, task, executor = _assemble(config)
         plan = workdir.plan(folder, config, resume, force)
         steps, per_epoch = _length(config, len(source.train))
@@ -109,7 +109,7 @@ def _trainer(job: Run, start: int | None) -> Trainer:
 def _fit(trainer: Trainer, config: Config, folder: Path, plan: workdir.Plan) -> None:
     """Claims the folder and trains."""
     tracker = Tracker(folder, config, start=plan.start or 0, steps=trainer.run.steps)
-    workdir.claim(folder, with_sources(config, pinned), plan)
+    workdir.claim(folder, config, with_sources(config, pinned), plan)
     saved = checkpoint.Checkpoints(
         folder / "checkpoints",
         keep_last=config.train.keep_last,

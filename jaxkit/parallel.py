@@ -41,8 +41,11 @@ class Executor(NamedTuple):
         """Averages floating-point leaves over the mapped axis; takes the largest of others (counters, flags)."""
         if self.axis_name is None:
             return tree
-        inexact = partial(jnp.issubdtype, arg2=jnp.inexact)
-        over = lambda leaf: (jax.lax.pmean if inexact(leaf.dtype) else jax.lax.pmax)(leaf, self.axis_name)  # noqa: E731
+
+        def over(leaf):
+            reduce = jax.lax.pmean if jnp.issubdtype(leaf.dtype, jnp.inexact) else jax.lax.pmax
+            return reduce(leaf, self.axis_name)
+
         return jax.tree.map(over, tree)
 
     def total(self, tree: PyTree) -> PyTree:
@@ -94,13 +97,13 @@ def _copy_to(leaf: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))
 
 
-def check_divides(batch_size: int, pieces: int, key: str) -> None:
+def check_divides(batch_size: int, pieces: int) -> None:
     """Raises ConfigError unless every device gets the same number of examples in each of ``pieces``."""
     devices = jax.device_count()
     if batch_size % (devices * pieces):
         near = max(1, round(batch_size / (devices * pieces))) * devices * pieces
         raise ConfigError(
-            f"{key} = {batch_size} cannot be split over {devices} devices"
+            f"data.batch_size = {batch_size} cannot be split over {devices} devices"
             + (f" in {pieces} pieces" if pieces > 1 else "")
             + f"; the nearest size that can is {near}"
         )

@@ -137,14 +137,17 @@ def _newer(folder: Path, step: int, steps: list[int], force: bool) -> tuple[int,
     return newer
 
 
-def claim(folder: Path, config: Config, plan: Plan) -> None:
-    """Removes what the plan overwrites and leaves ``config.yaml`` and ``environment.json``: the run has begun."""
+def claim(folder: Path, config: Config, pinned: Config, plan: Plan) -> None:
+    """Removes what the plan overwrites and leaves ``config.yaml`` and ``environment.json``: the run has begun.
+
+    ``pinned``, the config with the checkpoints it reads, is what is written; ``config``, as given, is what is hashed.
+    """
     if jax.process_index() == 0:
         if plan.clear:
             _clear(folder)
         for step in plan.newer:
             shutil.rmtree(folder / "checkpoints" / str(step))
-        write_atomically(folder / "config.yaml", config.yaml())
+        write_atomically(folder / "config.yaml", pinned.yaml())
         write_atomically(folder / "environment.json", json.dumps(_environment(config), indent=2))
     parallel.from_first_process(None)  # the others wait until it is done
 

@@ -219,6 +219,8 @@ def test_a_finished_run_is_evaluated_without_the_config_of_its_teacher(tmp_path,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(teacher_config()))
     experiment.run(student_config({"config": "teacher.yaml"}), tmp_path / "run")
+    written = [json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in ("environment", "results")]
+    assert written[0]["config"] == written[1]["config"]
     (tmp_path / "teacher.yaml").unlink()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

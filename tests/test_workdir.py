@@ -31,7 +31,7 @@ def begun(folder, steps=(), **changes) -> None:
 
 def prepare(folder, resume="latest", force=False, **changes) -> int | None:
     plan = workdir.plan(folder, config(**changes), resume, force)
-    workdir.claim(folder, config(**changes), plan)
+    workdir.claim(folder, config(**changes), config(**changes), plan)
     return plan.start
 
 

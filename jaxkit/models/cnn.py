@@ -22,7 +22,7 @@ class CNN(nn.Module):
     a model serves images of one size, h and w multiples of 8. In training dropout draws from the key ``dropout``.
     ``dtype`` and ``norm`` are those of :class:`jaxkit.models.resnet.ResNet`.
 
-    raises ShapeError for images of another size.
+    Raises ShapeError for images of another size.
     """
 
     num_classes: int

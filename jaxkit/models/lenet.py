@@ -25,7 +25,7 @@ class LeNet(nn.Module):
     so a model serves images of one size. ``dtype`` is that of :class:`jaxkit.models.resnet.ResNet`; ``norm`` builds
     the normalisation layers of other models: LeNet has none.
 
-    raises ShapeError for images below 16 x 16 pixels, of which no map is left.
+    Raises ShapeError for images below 16 x 16 pixels, of which no map is left.
     """
 
     num_classes: int

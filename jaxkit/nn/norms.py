@@ -24,7 +24,7 @@ class BatchNorm(nn.Module):
     With ``groups`` g the batch is cut into g equal contiguous parts, each normalised by its own statistics, and the
     running statistics take the mean over the parts: what g unsynchronised devices compute, in one program.
 
-    raises ShapeError in training where a channel has a single value, or where ``groups`` does not divide the batch.
+    Raises ShapeError in training where a channel has a single value, or where ``groups`` does not divide the batch.
 
     Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithms 1 and 2.
     """
@@ -68,7 +68,7 @@ def batch_statistics(
     """Computes mean, biased variance and number of values per channel, for each of g groups.
 
     The variance is that of the centred values: ``E[x²] - E[x]²`` would cancel its leading digits.
-    raises ShapeError where a channel has a single value.
+    Raises ShapeError where a channel has a single value.
     """
     axes = tuple(range(1, x.ndim - 1))
     n = math.prod(x.shape[axis] for axis in axes)
