@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def build(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> "torch.nn.Module":
-    """Builds the torch twin of the model called ``name`` for images of shape (h, w, c), given to it as [b c h w]."""
-    return getattr(import_module(f"interop.reference.{MODELS[name]}"), name)(num_classes, image_shape)
+def build(name: str, num_classes: int, image_shape: tuple[int, int, int], **fields) -> "torch.nn.Module":
+    """Builds the torch twin of the model called ``name`` for images of shape (h, w, c), given to it as [b c h w].
+
+    ``fields`` are the model's own: ``dropout_rate``, ``compat``.
+    """
+    return getattr(import_module(f"interop.reference.{MODELS[name]}"), name)(num_classes, image_shape, **fields)

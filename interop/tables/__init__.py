@@ -1,11 +1,11 @@
-"""Which table converts which model: ``TABLES[name]``, data only."""
+"""Which table converts which model: ``table(name)``, data only."""
 
-from interop.tables.cnn import CNN
-from interop.tables.lenet import LENET
-from interop.tables.resnet import RESNET, RESNET_CIFAR
+from importlib import import_module
+
+from interop.engine import Table
 from jaxkit.models import MODELS
 
-_FAMILIES = {"cifar_resnet": RESNET, "resnet": RESNET, "cnn": CNN, "lenet": LENET}
 
-# One class of ours, two of the field's: with the small stem, weights are published under kuangliu's names.
-TABLES = {name: RESNET_CIFAR if name.endswith("_cifar") else _FAMILIES[family] for name, family in MODELS.items()}
+def table(name: str) -> Table:
+    """Looks up the conversion table of the model called ``name``: rows of torch module, flax module, layer kind."""
+    return import_module(f"interop.tables.{MODELS[name]}").TABLES[name]

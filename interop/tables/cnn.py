@@ -9,3 +9,5 @@ CNN = (
     ("fcbn1", "norm_dense1", batch_norm),
     ("fc2", "head", dense),
 )
+
+TABLES = {"cnn": CNN, "cnn_tiny": CNN}

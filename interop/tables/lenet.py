@@ -8,3 +8,5 @@ LENET = (
     ("fc_2", "dense2", dense),
     ("fc_3", "head", dense),
 )
+
+TABLES = {"lenet": LENET, "lenet_tiny": LENET}

@@ -1,6 +1,7 @@
 """Residual networks: the names of torchvision and RepDistiller, and kuangliu's of the CIFAR variants."""
 
 from interop.layers import batch_norm, conv, dense
+from jaxkit.models import MODELS
 
 _BODY = (
     ("conv1", "conv_stem", conv),
@@ -22,3 +23,8 @@ RESNET_CIFAR = (
     ("layer{stage}.{block}.shortcut.1", "stage{stage}_block{block}/norm_proj", batch_norm),
     ("linear", "head", dense),
 )
+
+# One class of ours, two of the field's: with the small stem, weights are published under kuangliu's names.
+TABLES = {
+    name: RESNET_CIFAR if name.endswith("_cifar") else RESNET for name, family in MODELS.items() if family == "resnet"
+}

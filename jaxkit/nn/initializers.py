@@ -1,4 +1,4 @@
-"""Initial weights by name: ``initialization: torch | flax`` of a layer."""
+"""Initial weights by name: ``initialization: torch | flax | kaiming`` of a layer."""
 
 import math
 from collections.abc import Callable
@@ -24,18 +24,24 @@ def uniform_within(bound: float) -> Callable:
     return draw
 
 
-def initializers(name: str, fan_in: int) -> Initializers:
+def initializers(name: str, fan_in: int, fan_out: int | None = None) -> Initializers:
     """Looks up the initializers of a layer whose every output sums ``fan_in`` products.
+
+    ``fan_out`` is, in a convolution, how many outputs a value enters: output channels times the kernel's area.
 
     ``torch``: kernel and bias uniform in ±1/sqrt(fan_in), what ``torch.nn.Linear`` and ``Conv2d`` do by default
     (a Kaiming uniform with slope sqrt(5)). ``flax``: kernel truncated LeCun normal, of variance 1/fan_in, three times
-    the former; bias zero.
+    the former; bias zero. ``kaiming``: kernels of convolutions normal of variance 2 / fan_out, biases zero (He et al.,
+    ICCV 2015; torchvision's and RepDistiller's residual networks), and of dense layers as for ``torch``.
 
     Raises ValueError for another name.
     """
-    if name == "torch":
+    if name == "kaiming" and fan_out is not None:
+        normal = nn.initializers.normal(math.sqrt(2 / fan_out))
+        return Initializers(kernel=normal, bias=nn.initializers.zeros)
+    if name in ("torch", "kaiming"):
         uniform = uniform_within(1 / math.sqrt(fan_in))
         return Initializers(kernel=uniform, bias=uniform)
     if name == "flax":
         return Initializers(kernel=nn.initializers.lecun_normal(), bias=nn.initializers.zeros)
-    raise ValueError(f"no initialization is named {name!r}; there are 'torch' and 'flax'")
+    raise ValueError(f"no initialization is named {name!r}; there are 'torch', 'flax' and 'kaiming'")

@@ -38,6 +38,8 @@ class Dense(nn.Module):
 class Conv(nn.Module):
     """Convolves a map with a kernel [h w i o] after putting ``padding`` zeros on each side, as torch does.
 
+    Two sizes of padding are those above and below, and left and right.
+
     With ``groups`` g the channels are cut into g parts, each convolved on its own: i = c / g.
     ``initialization`` and ``dtype`` are those of :class:`Dense`.
     """
@@ -45,7 +47,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: tuple[int, int]
     strides: int = 1
-    padding: int = 0
+    padding: int | tuple[int, int] = 0
     groups: int = 1
     use_bias: bool = True
     initialization: str = "torch"
@@ -54,16 +56,18 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 {self.features}"]:
         shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
-        init = initializers(self.initialization, fan_in=math.prod(shape[:-1]))
+        area = math.prod(self.kernel_size)
+        init = initializers(self.initialization, fan_in=math.prod(shape[:-1]), fan_out=area * self.features)
         kernel = self.param("kernel", init.kernel, shape, jnp.float32)
         bias = self.param("bias", init.bias, (self.features,), jnp.float32) if self.use_bias else None
 
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        above, left = (self.padding, self.padding) if isinstance(self.padding, int) else self.padding
         y = jax.lax.conv_general_dilated(
             x,
             kernel,
             window_strides=(self.strides, self.strides),
-            padding=[(self.padding, self.padding)] * 2,
+            padding=[(above, above), (left, left)],
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.groups,
         )

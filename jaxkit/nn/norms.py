@@ -18,7 +18,7 @@ class BatchNorm(nn.Module):
     In training ``y = scale (x - mean) / sqrt(var + epsilon) + bias`` with the batch's own mean and biased variance,
     while the running statistics move by ``momentum`` (torch's sense: the weight of the new value) towards the mean and
     the *unbiased* variance. linen's BatchNorm stores the biased one, n / (n - 1) smaller. Statistics are float32,
-    whatever the input; the output has the input's type, or ``dtype``.
+    or the input's type where that is wider; the output has the input's type, or ``dtype``.
 
     On several devices: with ``axis_name`` (a ``pmap`` axis) the statistics are those of all devices together.
     With ``groups`` g the batch is cut into g equal contiguous parts, each normalised by its own statistics, and the
@@ -44,7 +44,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
 
-        y = x.astype(jnp.float32)
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         # An initialisation runs outside pmap, where the axis has no name yet.
         if self.use_running_average or self.is_initializing():
             y = (y - running_mean.value) * jax.lax.rsqrt(running_var.value + self.epsilon) * scale + bias

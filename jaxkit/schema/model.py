@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from jaxkit.models import MODELS, WITH_DROPOUT
+from jaxkit.models import MODELS, WITH_COMPAT, WITH_DROPOUT
 from jaxkit.schema.section import Count, Section, Strings
 
 
@@ -14,9 +14,12 @@ class Model(Section):
     name: str
     num_classes: Count | None = None
     """None: as many as the data has."""
-    initialization: Literal["flax", "torch"] = "torch"
-    """``torch``: its layers' own defaults, uniform in ± 1/sqrt(fan-in). ``flax``: linen's, truncated LeCun normal."""
+    initialization: Literal["flax", "kaiming", "torch"] = "torch"
+    """``torch``: its layers' own defaults, uniform in ± 1/sqrt(fan-in). ``flax``: linen's, truncated LeCun normal.
+    ``kaiming``: convolutions normal of variance 2/fan-out, as torchvision and RepDistiller train residual networks."""
     dropout_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
+    compat: Literal["paper", "reference"] | None = None
+    """``reference`` (what None means): as the published weights were trained. ``paper``: without the deviations."""
 
     @field_validator("name")
     @classmethod
@@ -26,9 +29,11 @@ class Model(Section):
         return name
 
     @model_validator(mode="after")
-    def _has_dropout(self):
+    def _has_its_switches(self):
         if self.dropout_rate is not None and self.name not in WITH_DROPOUT:
             raise ValueError(f"{self.name} has no dropout; the models that do are {', '.join(WITH_DROPOUT)}")
+        if self.compat is not None and self.name not in WITH_COMPAT:
+            raise ValueError(f"{self.name} is as in its paper; the models that differ are {', '.join(WITH_COMPAT)}")
         return self
 
 

@@ -25,14 +25,14 @@ def build(config: Model, context: Context) -> nn.Module:
         raise ConfigError(
             f"{config.name} has num_classes = {num_classes}, the data {context.num_classes}: at least two are needed"
         )
-    options = {} if config.dropout_rate is None else {"dropout_rate": config.dropout_rate}
+    switches = {"dropout_rate": config.dropout_rate, "compat": config.compat}
     return models.build(
         config.name,
         num_classes=num_classes,
         initialization=config.initialization,
         dtype=context.dtype,
         norm=context.norm,
-        **options,
+        **{name: value for name, value in switches.items() if value is not None},
     )
 
 

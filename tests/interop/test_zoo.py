@@ -1,0 +1,142 @@
+"""jaxkit against torch, from the same weights: forward, gradients, training. See interop/reference for the twins.
+
+The tiny models of each family always; every model of the zoo with ``pytest -m slow``.
+"""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+import torch
+from twins import (
+    CLASSES,
+    QUICK,
+    arrays,
+    draw,
+    flax_loss,
+    for_torch,
+    relative,
+    shapes,
+    torch_loss,
+    train_flax,
+    train_torch,
+)
+from twins import twins as make_twins
+
+from interop import reference
+from interop.engine import flatten, to_flax, to_torch
+from interop.tables import table
+from jaxkit import models
+
+TINY = [name for name in models.MODELS if "tiny" in name]
+# The families' largest maps shrink by this much: sides that the network can serve and a test can afford.
+SIDES = {224: 64, 299: 96}
+ZOO = [pytest.param(name, marks=() if name in TINY else pytest.mark.slow) for name in models.MODELS]
+
+
+def image_shape(name):
+    side = models.IMAGE_SIDES[name]
+    return (SIDES.get(side, side),) * 2 + (3,)
+
+
+def twins(name, dtype=np.float32):
+    fields = {"dropout_rate": 0.0} if name in models.WITH_DROPOUT else {}
+    return make_twins(name, image_shape(name), dtype=dtype, **fields)
+
+
+@pytest.fixture(autouse=True)
+def float32_products():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_flax_matches_torch_and_converts_back_bit_for_bit(name):
+    net, model, _, variables = twins(name)
+    images, _ = draw(image_shape(name), 2)
+    logits, _ = jax.jit(model.apply, compiler_options=QUICK)(variables, images)
+    with torch.no_grad():
+        expected = net.eval()(for_torch(images)).numpy()
+    # Some tens of float32 roundings (6e-8 each) of sums in another order.
+    assert relative(logits, expected) <= 1e-5
+
+    state = to_torch(variables, table(name))
+    given = arrays(net)
+    assert set(state) == set(given)
+    for key, array in state.items():
+        assert array.dtype == given[key].dtype
+        assert array.shape == given[key].shape
+        assert array.tobytes() == given[key].tobytes()
+    fresh = reference.build(name, CLASSES, image_shape(name))
+    fresh.load_state_dict({key: torch.from_numpy(array) for key, array in state.items()}, strict=True)
+    with torch.no_grad():
+        assert torch.equal(fresh.eval()(for_torch(images)), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_gradient_of_every_parameter_matches_torch(name):
+    assert agree(gradient_error, name, 1e-4)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_five_training_steps_end_with_the_parameters_and_running_statistics_of_torch(name):
+    net, model, like, variables = twins(name)
+    batches = [draw(image_shape(name), 8, seed) for seed in range(5)]
+    # Gradients explode through dozens of norms over random weights: at 1e-5 a step moves a kernel of resnet50 by 1e-3
+    # of itself, and what a kink (see below) changes in it grows from step to step. The statistics, which are what is
+    # tested here, need no large steps; the tiny networks take some.
+    learning_rate = 0.02 if name in TINY else 1e-8
+    train_torch(net, batches, learning_rate)
+    expected = to_flax(arrays(net), table(name), like)
+    assert largest(train_flax(model, variables, batches, learning_rate), expected) <= 1e-5
+
+
+def agree(error, name, tolerance):
+    """Whether the error is within the tolerance; or, if a kink blurs it in float32, within a 100th in float64.
+
+    A gradient jumps where an activation meets a kink: ReLU at 0, two equal values under a maximum. Of millions of
+    activations one lies within a rounding (6e-8) of its kink, and two correct programs may take two sides of it.
+    In float64 none does, and the logits, float32 in any case, leave some 1e-7; whatever else differs is still there.
+    """
+    if error(name, np.float32) <= tolerance:
+        return True
+    assert name not in TINY
+    with jax.enable_x64(True):
+        return error(name, np.float64) <= tolerance / 100
+
+
+def gradient_error(name, dtype):
+    net, model, like, variables = twins(name, dtype)
+    images, labels = draw(image_shape(name), 2, dtype=dtype)
+
+    def loss(params):
+        return flax_loss(*model.apply({**variables, "params": params}, images), labels, train=False)
+
+    gradients = jax.jit(jax.grad(loss), compiler_options=QUICK)(variables["params"])
+    torch_loss(net.eval(), images, labels).backward()
+    # An auxiliary head has no gradient where the network does not train.
+    given = {key: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for key, p in net.named_parameters()}
+    return largest(gradients, to_flax(arrays(net) | given, table(name), like)["params"])
+
+
+def largest(ours, theirs):
+    """The largest of the leaves' errors, each relative to its largest value; of leaves of zeros, absolute."""
+    theirs = flatten(theirs)
+    errors = [
+        relative(leaf, theirs[path]) if theirs[path].any() else abs(leaf).max() for path, leaf in flatten(ours).items()
+    ]
+    return max(errors)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_the_table_of_every_model_covers_its_torch_twin(name):
+    with torch.device("meta"):
+        net = reference.build(name, CLASSES, image_shape(name))
+    zeros = partial(np.broadcast_to, np.float32(0))
+    like = shapes(models.build(name, num_classes=CLASSES), image_shape(name))
+    variables = to_flax({key: zeros(tuple(v.shape)) for key, v in net.state_dict().items()}, table(name), like)
+    assert {path: leaf.shape for path, leaf in flatten(variables).items()} == {
+        path: leaf.shape for path, leaf in flatten(like).items()
+    }
+    assert set(to_torch(variables, table(name))) == set(net.state_dict())
