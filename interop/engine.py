@@ -1,42 +1,90 @@
 """Renames weights between torch and Flax after a table, in either direction, and refuses what does not fit.
 
 A table has rows of three columns: torch module, flax module, layer kind. ``{name}`` in a module stands for a number,
-the same in both columns. The way back is derived from the same rows. NumPy in, NumPy out; types stay as they are and
-values keep every bit.
+the same in both columns; ``[name]`` in a flax module for a leading axis that counts it. The way back is derived from
+the same rows. NumPy in, NumPy out; types stay as they are and values keep every bit.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from einops import EinopsError, rearrange
 
-from interop.layers import Dropped, Kind
-from jaxkit.errors import UserError
-
-_NUMBER = re.compile(r"\d+")
-
-Table = tuple[tuple[str, str, Kind], ...]
+from interop.layers import Filled
+from interop.layout import Shape, Spec, contiguous, spec
+from interop.problems import Problems, WeightsError
+from interop.rules import Rule, Table, compiled, exceptions, grouped, match, origins, written
 
 
-class WeightsError(UserError):
-    """The weights do not fit the model; one message lists every key that is to blame.
+class Move(NamedTuple):
+    """Torch leaves and the Flax leaves that hold the same numbers. Of stacked layers, the first layer's come first."""
 
-    ``missing`` and ``unexpected`` are keys of the weights given, ``ambiguous`` and ``misshapen`` are sentences.
-    """
+    torch: tuple[str, ...]
+    flax: tuple[str, ...]
+    rule: Rule
+    sizes: dict[str, int]
+    """Of the elementary axes of the layout."""
 
-    def __init__(self, missing: list[str], unexpected: list[str], ambiguous: list[str], misshapen: list[str]):
-        self.missing, self.unexpected, self.ambiguous, self.misshapen = missing, unexpected, ambiguous, misshapen
-        lines = (
-            [f"missing     {line}" for line in _with_nearest(missing, unexpected, "given")]
-            + [f"unexpected  {line}" for line in _with_nearest(unexpected, missing, "missing")]
-            + [f"ambiguous   {sentence}" for sentence in ambiguous]
-            + [f"misshapen   {sentence}" for sentence in misshapen]
-        )
-        super().__init__("the weights do not fit the model:\n  " + "\n  ".join(lines))
+    def to_flax(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Maps the torch leaves to the Flax leaves."""
+        several, layers = len(self.rule.torch), []
+        for i in range(0, len(arrays), several):
+            array = arrays[i] if several == 1 else np.stack(arrays[i : i + several])
+            moved = self.rule.layout.apply(array, self.sizes)
+            layers.append([_sum(moved, terms) for terms in self.rule.sums] or [moved])
+        if self.rule.stack is None:
+            return [contiguous(leaf) for leaf in layers[0]]
+        return [np.stack(leaves) for leaves in zip(*layers, strict=True)]
+
+    def to_torch(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Maps the Flax leaves to the torch leaves."""
+        back, filled = self.rule.layout.inverse, []
+        for leaves in [arrays] if self.rule.stack is None else zip(*arrays, strict=True):
+            array = leaves[0]
+            if self.rule.sums:
+                array = np.zeros((*self.rule.parts, *leaves[0].shape), leaves[0].dtype)
+                for leaf, terms in zip(leaves, self.rule.sums, strict=True):
+                    array[terms[0]] = leaf
+            moved = back.apply(array, self.sizes)
+            filled += [moved] if len(self.rule.torch) == 1 else list(moved)
+        return [contiguous(leaf) for leaf in filled]
+
+    @property
+    def torch_shape(self) -> Shape:
+        """The shape of each torch leaf."""
+        return self.rule.layout.inverse.shape(self.sizes)[len(self.rule.torch) > 1 :]
+
+    @property
+    def flax_shape(self) -> Shape:
+        """The shape of each Flax leaf."""
+        layers = () if self.rule.stack is None else (len(self.torch) // len(self.rule.torch),)
+        return layers + self.rule.layout.shape(self.sizes)[len(self.rule.parts) :]
+
+    def fits(self, shapes: Mapping[str, Shape]) -> bool:
+        """Whether the sizes are known, and the leaves have the shapes that follow from them."""
+        if set(self.sizes) != {axis for group in self.rule.layout.source for axis in group}:
+            return False
+        expected = dict.fromkeys(self.torch, self.torch_shape) | dict.fromkeys(self.flax, self.flax_shape)
+        return all(shapes[name] == shape for name, shape in expected.items() if name in shapes)
+
+    def blindness(self) -> str | None:
+        """What the shapes alone cannot tell from a wrong layout; None if nothing."""
+        several = max(len(self.rule.torch), len(self.flax))
+        return f"{several} leaves of one shape" if several > 1 else self.rule.layout.blindness(self.sizes)
+
+
+class Plan(NamedTuple):
+    """What is to be done with every leaf of either side, known from names and shapes alone."""
+
+    moves: list[Move]
+    filled: dict[str, Filled]
+    """Leaves of Flax that torch has not."""
+    refills: dict[str, np.ndarray]
+    """Leaves of torch that Flax has not."""
+    dropped: dict[str, str]
+    """Leaves of torch that are left out, and why."""
+    tied: dict[str, str]
+    """Leaves of torch that are others under a second name."""
 
 
 def to_flax(state_dict: Mapping[str, np.ndarray], table: Table, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,24 +95,14 @@ def to_flax(state_dict: Mapping[str, np.ndarray], table: Table, like: Mapping[st
 
     Raises WeightsError unless every other key is used exactly once and every leaf of ``like`` is filled.
     """
-    leaves, shapes = _leaves(table), {path: tuple(leaf.shape) for path, leaf in flatten(like).items()}
-    dropped = [pattern for pattern, _ in _dropped(table)]
-    given = {key: array for key, array in state_dict.items() if not any(_match(pattern, key) for pattern in dropped)}
-
-    routes, unexpected, ambiguous = _route(given, leaves)
-    unexpected += [key for key, (path, _) in routes.items() if path not in shapes]
-    filled, misshapen = {}, []
-    for key, (path, layout) in routes.items():
-        if path in shapes:
-            filled[path] = _relayout(given[key], layout, shapes[path])
-            if filled[path] is None:
-                misshapen.append(f"{key} {_dimensions(given[key])} for {path} {list(shapes[path])} by '{layout}'")
-
-    back = _reverse(leaves)
-    missing = [next(_renamed(path, back), (path, ""))[0] for path in shapes if path not in filled]
-    if missing or unexpected or ambiguous or misshapen:
-        raise WeightsError(missing, unexpected, ambiguous, misshapen)
-    return unflatten({path: filled[path] for path in shapes})
+    plan = plan_to_flax({key: spec(array) for key, array in state_dict.items()}, table, like)
+    for alias, key in plan.tied.items():
+        check_tied(alias, key, state_dict[alias], state_dict[key])
+    leaves = flatten(like)
+    done = {path: np.full(leaves[path].shape, fill.fill, leaves[path].dtype) for path, fill in plan.filled.items()}
+    for move in plan.moves:
+        done |= zip(move.flax, move.to_flax([np.asarray(state_dict[key]) for key in move.torch]), strict=True)
+    return _like(done, like)
 
 
 def to_torch(variables: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
@@ -73,21 +111,90 @@ def to_torch(variables: Mapping[str, Any], table: Table) -> dict[str, np.ndarray
     Raises WeightsError unless every leaf is used exactly once and has the axes of its layout.
     """
     given = flatten(variables)
-    routes, unexpected, ambiguous = _route(given, _reverse(_leaves(table)))
-    filled = {key: _relayout(given[path], layout, None) for path, (key, layout) in routes.items()}
-    misshapen = [
-        f"{path} {_dimensions(given[path])} for {key} by '{layout}'"
-        for path, (key, layout) in routes.items()
-        if filled[key] is None
-    ]
-    if unexpected or ambiguous or misshapen:
-        raise WeightsError([], unexpected, ambiguous, misshapen)
+    plan = plan_to_torch({path: spec(leaf) for path, leaf in given.items()}, table)
+    done = {}
+    for move in plan.moves:
+        done |= zip(move.torch, move.to_torch([np.asarray(given[path]) for path in move.flax]), strict=True)
+    done |= {key: array.copy() for key, array in plan.refills.items()}
+    return done | {alias: done[key].copy() for alias, key in plan.tied.items()}
 
-    modules = dict.fromkeys(key.rpartition(".")[0] for key in filled)
-    for pattern, refill in _dropped(table):
-        name = pattern.rpartition(".")[2]
-        filled |= {f"{module}.{name}": refill.copy() for module in modules if _match(pattern, f"{module}.{name}")}
-    return filled
+
+def plan_to_flax(specs: Mapping[str, Spec], table: Table, like: Mapping[str, Any]) -> Plan:
+    """Plans a conversion to Flax from the torch leaves' shapes; see :func:`to_flax`. Needs no data."""
+    rules, (dropped, tied, filled) = compiled(table), exceptions(table)
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(like).items()}
+    fills = {path: fill for path in shapes for pattern, fill in filled.items() if match(pattern, path)}
+    left_out = {key: drop.reason for key in specs for pattern, drop in dropped.items() if match(pattern, key)}
+    aliases = {
+        key: written(to, found.groupdict())
+        for key in specs
+        for pattern, to in tied.items()
+        if (found := match(pattern, key))
+    }
+    given = {key: shape for key, shape in specs.items() if key not in left_out and key not in aliases}
+
+    groups, claimed, problems = grouped(given, rules, lambda rule: rule.torch, lambda rule: rule.flax)
+    problems.unexpected += [alias for alias, key in aliases.items() if key not in given]
+    moves = []
+    for rule, numbers, keys in groups:
+        paths = tuple(written(pattern, numbers) for pattern in rule.flax)
+        if not any(path in shapes for path in paths):
+            problems.unexpected += keys
+            continue
+        problems.missing += [path for path in paths if path not in shapes]
+        target = next(shapes[path] for path in paths if path in shapes)
+        move = Move(keys, paths, rule, rule.sizes_to_flax([given[key].shape for key in keys], target) or {})
+        if move.fits(shapes | {key: given[key].shape for key in keys}):
+            moves.append(move)
+        else:
+            there = f"{', '.join(paths)} {list(target)}"
+            problems.misshapen.append(f"{_listed(keys, given)} for {there} by '{rule.layout.pattern}'")
+    absent = [path for path in shapes if path not in claimed and path not in fills]
+    problems.missing += dict.fromkeys(key for path in absent for key in origins(path, rules, shapes[path]))
+    problems.raise_any()
+    return Plan(moves, fills, {}, left_out, aliases)
+
+
+def plan_to_torch(specs: Mapping[str, Spec], table: Table) -> Plan:
+    """Plans a conversion to torch from the Flax leaves' shapes; see :func:`to_torch`. Needs no data."""
+    rules, (dropped, tied, filled) = compiled(table), exceptions(table)
+    fills = {path: fill for path in specs for pattern, fill in filled.items() if match(pattern, path)}
+    given = {path: shape for path, shape in specs.items() if path not in fills}
+
+    groups, _, problems = grouped(given, rules, lambda rule: rule.flax, lambda rule: rule.torch)
+    moves = []
+    for rule, numbers, paths in groups:
+        shapes = [given[path].shape for path in paths]
+        layers = range(shapes[0][0] if rule.stack and shapes[0] else 1)
+        keys = [written(key, {**numbers, rule.stack or "": i}) for i in layers for key in rule.torch]
+        move = Move(tuple(keys), paths, rule, rule.sizes_to_torch(shapes) or {})
+        if move.fits(dict(zip(paths, shapes, strict=True))):
+            moves.append(move)
+        else:
+            problems.misshapen.append(
+                f"{_listed(paths, given)} for {', '.join(keys)} by '{rule.layout.inverse.pattern}'"
+            )
+    problems.raise_any()
+
+    names = {key: None for move in moves for key in move.torch}
+    modules = dict.fromkeys(key.rpartition(".")[0] for key in names)
+    refills = {}
+    for pattern, drop in dropped.items():
+        siblings = [".".join(filter(None, (module, pattern.rpartition(".")[2]))) for module in modules]
+        refills |= {key: drop.refill for key in siblings if drop.refill is not None and match(pattern, key)}
+    aliases = {
+        written(alias, found.groupdict()): key
+        for alias, to in tied.items()
+        for key in names
+        if (found := match(to, key))
+    }
+    return Plan(moves, fills, refills, {}, aliases)
+
+
+def check_tied(alias: str, key: str, given: np.ndarray, other: np.ndarray) -> None:
+    """Raises WeightsError unless two leaves that the table ties have the same bytes."""
+    if given.dtype != other.dtype or given.shape != other.shape or given.tobytes() != other.tobytes():
+        raise WeightsError(Problems(ambiguous=[f"{alias} and {key} are tied, but differ: Flax has one leaf for both"]))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -100,7 +207,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Undoes :func:`flatten`."""
+    """Undoes :func:`flatten`, where no key had a slash of its own."""
     tree = {}
     for path, value in flat.items():
         *parents, name = path.split("/")
@@ -111,95 +218,17 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-class _Leaf(NamedTuple):
-    """The patterns of a leaf's key on both sides, and its layout, einops from source to target."""
-
-    source: str
-    target: str
-    layout: str
-
-
-def _leaves(table: Table) -> list[_Leaf]:
-    return [
-        _Leaf(f"{torch}.{name}", place[0].format(flax), place[1])
-        for torch, flax, kind in table
-        for name, place in kind.items()
-        if not isinstance(place, Dropped)
-    ]
+def _like(flat: Mapping[str, Any], like: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The flat leaves in the structure of ``like``, whose keys may have slashes of their own."""
+    return {
+        name: _like(flat, node, f"{prefix}{name}/") if isinstance(node, Mapping) else flat[f"{prefix}{name}"]
+        for name, node in like.items()
+    }
 
 
-def _reverse(leaves: list[_Leaf]) -> list[_Leaf]:
-    return [_Leaf(leaf.target, leaf.source, " -> ".join(leaf.layout.split(" -> ")[::-1])) for leaf in leaves]
+def _sum(parts: np.ndarray, terms: tuple[int, ...]) -> np.ndarray:
+    return parts[terms[0]] if len(terms) == 1 else parts[list(terms)].sum(0)
 
 
-def _dropped(table: Table) -> list[tuple[str, np.ndarray]]:
-    return [
-        (f"{torch}.{name}", place.refill)
-        for torch, _, kind in table
-        for name, place in kind.items()
-        if isinstance(place, Dropped)
-    ]
-
-
-def _route(keys: Iterable[str], leaves: list[_Leaf]) -> tuple[dict[str, tuple[str, str]], list[str], list[str]]:
-    """Finds for each key its target and layout; lists the keys that have none, and those that quarrel over one."""
-    routes, origins, unexpected, ambiguous = {}, {}, [], []
-    for key in keys:
-        matches = list(_renamed(key, leaves))
-        if not matches:
-            unexpected.append(key)
-            continue
-        if len(matches) > 1:
-            ambiguous.append(f"{key} has several rows: it becomes {' and '.join(target for target, _ in matches)}")
-        routes[key] = matches[0]
-        origin = origins.setdefault(matches[0][0], key)
-        if origin != key:
-            ambiguous.append(f"{key} and {origin} both become {matches[0][0]}")
-    return routes, unexpected, ambiguous
-
-
-def _renamed(key: str, leaves: list[_Leaf]) -> Iterator[tuple[str, str]]:
-    for leaf in leaves:
-        if found := _match(leaf.source, key):
-            yield leaf.target.format(**found.groupdict()), leaf.layout
-
-
-def _match(pattern: str, key: str) -> re.Match | None:
-    return _regex(pattern).fullmatch(key)
-
-
-@cache
-def _regex(pattern: str) -> re.Pattern:
-    literals = re.split(r"\{(\w+)\}", pattern)
-    literals[::2] = map(re.escape, literals[::2])
-    literals[1::2] = [rf"(?P<{name}>\d+)" for name in literals[1::2]]
-    return re.compile("".join(literals))
-
-
-def _relayout(array: Any, layout: str, shape: tuple[int, ...] | None) -> np.ndarray | None:
-    """Copies the array into the layout, contiguous; None where it cannot have that shape (None: any)."""
-    axes = layout.split(" -> ")[1].split()
-    merged = "(" in layout.split(" -> ")[0]
-    sizes = dict(zip(axes, shape, strict=False)) if merged and shape is not None else {}
-    try:
-        moved = rearrange(np.asarray(array), layout, **sizes)
-    except EinopsError:
-        return None
-    return np.array(moved, order="C") if shape in (None, moved.shape) else None
-
-
-def _dimensions(array: Any) -> str:
-    return str(list(np.shape(array)))
-
-
-def _with_nearest(keys: list[str], others: list[str], word: str) -> Iterator[str]:
-    """Puts after each key the most similar of the others; numbers are set apart, as layers repeat by the hundred."""
-    kinds = {}
-    for other in others:
-        kinds.setdefault(_NUMBER.sub("#", other), {})[tuple(_NUMBER.findall(other))] = other
-    nearest = cache(lambda kind: get_close_matches(kind, kinds))
-    for key in keys:
-        numbers = tuple(_NUMBER.findall(key))
-        alike = [kinds[kind] for kind in nearest(_NUMBER.sub("#", key))]
-        hints = [same[numbers] for same in alike if numbers in same] or [next(iter(same.values())) for same in alike]
-        yield f"{key} ({word}: {hints[0]})" if hints else key
+def _listed(names: Sequence[str], specs: Mapping[str, Spec]) -> str:
+    return ", ".join(f"{name} {list(specs[name].shape)}" for name in names)

@@ -112,9 +112,9 @@ def test_one_message_lists_every_missing_unexpected_and_misshapen_key_with_the_n
     with pytest.raises(WeightsError) as caught:
         to_flax(state_dict, TABLE, like)
     error = caught.value
-    assert set(error.missing) == {"layer1.10.conv2.weight", "fc2.bias"}
-    assert set(error.unexpected) == {"layer1.10.conv2.wieght", "layer1.11.conv2.weight"}
-    assert len(error.misshapen) == 2
+    assert set(error.problems.missing) == {"layer1.10.conv2.weight", "fc2.bias"}
+    assert set(error.problems.unexpected) == {"layer1.10.conv2.wieght", "layer1.11.conv2.weight"}
+    assert len(error.problems.misshapen) == 2
     for line in (
         r"missing     layer1.10.conv2.weight \(given: layer1.10.conv2.wieght\)",
         r"missing     fc2.bias",
@@ -130,14 +130,14 @@ def test_a_leaf_of_the_model_that_no_row_leads_to_is_missing_by_its_own_path(sta
     like["params"]["adapter"] = {"kernel": SimpleNamespace(shape=(2, 2))}
     with pytest.raises(WeightsError) as caught:
         to_flax(state_dict, TABLE, like)
-    assert caught.value.missing == ["params/adapter/kernel"]
+    assert caught.value.problems.missing == ["params/adapter/kernel"]
 
 
 def test_a_key_that_two_rows_claim_is_ambiguous(state_dict, like):
     table = (*TABLE, ("fc{n}", "dense{n}", dense))
     with pytest.raises(WeightsError) as caught:
         to_flax(state_dict, table, like)
-    assert caught.value.ambiguous[0] == (
+    assert caught.value.problems.ambiguous[0] == (
         "fc1.weight has several rows: it becomes params/hidden/kernel and params/dense1/kernel"
     )
 
@@ -146,7 +146,7 @@ def test_two_keys_that_become_one_leaf_are_ambiguous(state_dict, like):
     state_dict["classifier.bias"] = np.zeros(9, np.float32)
     with pytest.raises(WeightsError) as caught:
         to_flax(state_dict, (*TABLE, ("classifier", "head", dense)), like)
-    assert caught.value.ambiguous == ["classifier.bias and fc2.bias both become params/head/bias"]
+    assert caught.value.problems.ambiguous == ["classifier.bias and fc2.bias both become params/head/bias"]
 
 
 def test_a_leaf_that_torch_has_no_place_for_is_refused_on_the_way_back(state_dict, like):
@@ -155,8 +155,8 @@ def test_a_leaf_that_torch_has_no_place_for_is_refused_on_the_way_back(state_dic
     variables["params"]["head"]["kernel"] = np.zeros(3, np.float32)
     with pytest.raises(WeightsError) as caught:
         to_torch(variables, TABLE)
-    assert caught.value.unexpected == ["params/adapter/kernel"]
-    assert caught.value.misshapen == ["params/head/kernel [3] for fc2.weight by 'i o -> o i'"]
+    assert caught.value.problems.unexpected == ["params/adapter/kernel"]
+    assert caught.value.problems.misshapen == ["params/head/kernel [3] for fc2.weight by 'i o -> o i'"]
 
 
 def test_engine_and_tables_import_neither_torch_nor_jax():
