@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,22 +69,23 @@ def guess(specs: Mapping[str, Spec], layout: str) -> str:
     return fitting[0]
 
 
-def stripped(keys: list[str], table: Table) -> tuple[dict[str, str], list[str]]:
+def stripped(keys: list[str], table: Table | None) -> tuple[dict[str, str], list[str]]:
     """Maps keys as the table knows them to keys as given, without what wrappers put before them; and says what that is.
 
-    A prefix goes only if more keys fit the table without it.
+    A prefix goes only if more keys fit the table without it; or, where no table is given, if all keys have it.
     """
     names, notes = {key: key for key in keys}, []
     for infix in _INFIXES:
         if any(infix in name for name in names):
             names = {name.replace(infix, ""): key for name, key in names.items()}
             notes.append(f"left out {infix!r} of the keys")
-    patterns = [key for rule in compiled(table) for key in rule.torch]
+    patterns = [key for rule in compiled(table) for key in rule.torch] if table else []
     fits = sum(any(match(pattern, name) for pattern in patterns) for name in names)
     for prefix in _PREFIXES * 2:
         shorter = {name.removeprefix(prefix): key for name, key in names.items()}
         better = sum(any(match(pattern, name) for pattern in patterns) for name in shorter)
-        if better > fits and len(shorter) == len(names):
+        common = table is None and all(name.startswith(prefix) for name in names)
+        if (better > fits or common) and len(shorter) == len(names):
             names, fits = shorter, better
             notes.append(f"left out the prefix {prefix!r} of the keys")
     return names, notes
@@ -120,15 +122,21 @@ def _shapes(module: Any, *inputs: Any) -> Mapping[str, Any]:
 
 def _classifier_shapes(name: str, specs: Mapping[str, Spec], image_size: tuple[int, int] | None) -> Mapping[str, Any]:
     """The variables of a classifier with as many classes and image channels as the weights have."""
+    kernels = [spec.shape for spec in specs.values() if len(spec.shape) == 4]
+    # The stem comes first in torch's order; Flax's is the alphabet's, but few layers other than a stem have 3 inputs.
+    inputs = [kernel[1] for kernel in kernels] or [3]
+    channels = 3 if 3 in inputs else inputs[0]
+    size = image_size or (IMAGE_SIDES[name],) * 2
+    return _zoo_shapes(name, num_classes(specs, table_of(name)) or 1000, (1, *size, channels))
+
+
+@cache
+def _zoo_shapes(name: str, classes: int, images: tuple[int, ...]) -> Mapping[str, Any]:
     import jax.numpy as jnp
 
     from jaxkit import models
 
-    kernels = [spec.shape for spec in specs.values() if len(spec.shape) == 4]
-    channels = kernels[0][1] if kernels else 3
-    size = image_size or (IMAGE_SIDES[name],) * 2
-    module = models.build(name, num_classes=num_classes(specs, table_of(name)) or 1000)
-    return _shapes(module, jnp.zeros((1, *size, channels)))
+    return _shapes(models.build(name, num_classes=classes), jnp.zeros(images))
 
 
 def _names_fit(specs: Mapping[str, Spec], table: Table, layout: str) -> bool:

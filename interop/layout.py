@@ -103,7 +103,7 @@ def contiguous(view: np.ndarray) -> np.ndarray:
     copied = np.empty(view.shape, view.dtype)
     strides = [abs(stride) for stride in view.strides]
     long = sorted((i for i, n in enumerate(view.shape) if n >= _RUN), key=strides.__getitem__)
-    if view.nbytes < _LARGE or len(long) < 2 or long[0] > long[-1]:
+    if view.nbytes < _LARGE or len(long) < 2 or long[0] > long[-1] or not min(strides):
         np.copyto(copied, view)
         return copied
     near, far = long[0], long[-1]

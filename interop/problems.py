@@ -21,6 +21,7 @@ class Problems:
     ambiguous: list[str] = field(default_factory=list)
     misshapen: list[str] = field(default_factory=list)
     narrowed: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
     def raise_any(self) -> None:
         """Raises WeightsError if there is any problem."""

@@ -1,5 +1,6 @@
 """Residual networks in torch: torchvision's, and kuangliu's for CIFAR (other stem, other key names)."""
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
@@ -16,8 +17,6 @@ def projection(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions."""
 
-    expansion = 1
-
     def __init__(self, inputs: int, channels: int, stride: int, shortcut: str):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, channels, 3, stride, 1, bias=False)
@@ -25,7 +24,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.add_module(shortcut, projection(inputs, channels, stride))
-        self.shortcut_name = shortcut
+        self.shortcut_name, self.outputs = shortcut, channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [b c h w] to [b d h2 w2]."""
@@ -35,20 +34,19 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (which strides), 1x1 to four times the channels."""
+    """1x1, 3x3 (which strides, in groups, over so many times the channels), 1x1 to four times the channels."""
 
-    expansion = 4
-
-    def __init__(self, inputs: int, channels: int, stride: int, shortcut: str):
+    def __init__(self, inputs: int, channels: int, stride: int, shortcut: str, groups: int = 1, widening: int = 1):
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, channels, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(4 * channels)
-        self.add_module(shortcut, projection(inputs, 4 * channels, stride))
-        self.shortcut_name = shortcut
+        width, outputs = widening * channels, 4 * channels
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.add_module(shortcut, projection(inputs, outputs, stride))
+        self.shortcut_name, self.outputs = shortcut, outputs
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [b c h w] to [b 4d h2 w2]."""
@@ -69,7 +67,7 @@ class ResNet(nn.Module):
         num_classes: int,
         image_shape: tuple[int, int, int],
         sizes: tuple[int, ...],
-        block: type[nn.Module] = BasicBlock,
+        block: Callable = BasicBlock,
         widths: tuple[int, ...] = (64, 128, 256, 512),
         stem: int = 64,
         small_stem: bool = False,
@@ -87,7 +85,7 @@ class ResNet(nn.Module):
             layer = nn.Sequential()
             for i in range(size):
                 layer.append(block(inputs, width, 2 if stage > 1 and i == 0 else 1, shortcut))
-                inputs = width * block.expansion
+                inputs = layer[-1].outputs
             self.add_module(f"layer{stage}", layer)
             layers.append(f"layer{stage}")
         self.add_module(head, nn.Linear(inputs, num_classes))
@@ -107,6 +105,12 @@ resnet50 = partial(ResNet, sizes=(3, 4, 6, 3), block=Bottleneck)
 resnet101 = partial(ResNet, sizes=(3, 4, 23, 3), block=Bottleneck)
 resnet152 = partial(ResNet, sizes=(3, 8, 36, 3), block=Bottleneck)
 resnet_tiny = partial(ResNet, sizes=(2, 1), widths=(8, 16), stem=8)
+
+resnext50_32x4d = partial(resnet50, block=partial(Bottleneck, groups=32, widening=2))
+resnext101_32x8d = partial(resnet101, block=partial(Bottleneck, groups=32, widening=4))
+resnext101_64x4d = partial(resnet101, block=partial(Bottleneck, groups=64, widening=4))
+wide_resnet50_2 = partial(resnet50, block=partial(Bottleneck, widening=2))
+wide_resnet101_2 = partial(resnet101, block=partial(Bottleneck, widening=2))
 
 _KUANGLIU = {"small_stem": True, "names": ("shortcut", "linear")}
 resnet18_cifar = partial(resnet18, **_KUANGLIU)

@@ -1,6 +1,7 @@
 """Residual networks for ImageNet, and the same bodies behind a small stem for CIFAR.
 
-Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, table 1.
+Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, table 1; with groups (ResNeXt) Xie et
+al., CVPR 2017, table 1; wide ones Zagoruyko and Komodakis, BMVC 2016, table 8.
 """
 
 from collections.abc import Callable
@@ -42,7 +43,7 @@ class ResNet(nn.Module):
 
     num_classes: int
     stage_sizes: tuple[int, ...]
-    block: type[nn.Module] = BasicBlock
+    block: Callable = BasicBlock
     stem: Callable = imagenet_stem
     stem_channels: int = 64
     channels: tuple[int, ...] = (64, 128, 256, 512)
@@ -76,6 +77,12 @@ resnet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck)
 resnet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), block=Bottleneck)
 resnet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3), block=Bottleneck)
 resnet_tiny = partial(ResNet, stage_sizes=(2, 1), channels=(8, 16), stem_channels=8)
+
+resnext50_32x4d = partial(resnet50, block=partial(Bottleneck, groups=32, widening=2))
+resnext101_32x8d = partial(resnet101, block=partial(Bottleneck, groups=32, widening=4))
+resnext101_64x4d = partial(resnet101, block=partial(Bottleneck, groups=64, widening=4))
+wide_resnet50_2 = partial(resnet50, block=partial(Bottleneck, widening=2))
+wide_resnet101_2 = partial(resnet101, block=partial(Bottleneck, widening=2))
 
 resnet18_cifar = partial(resnet18, stem=cifar_stem)
 resnet34_cifar = partial(resnet34, stem=cifar_stem)

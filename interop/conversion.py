@@ -1,0 +1,272 @@
+"""Converts weight files between torch and Flax, a tensor at a time."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from interop import manifest
+from interop.architecture import Architecture, architecture, guess, stripped
+from interop.engine import Plan, check_tied, flatten, plan_to_flax, plan_to_torch, unflatten
+from interop.files import Weights, open_weights, write_weights
+from interop.layout import Spec
+from interop.problems import Problems, WeightsError
+from interop.streaming import moved, torch_arrays, torch_specs
+from jaxkit.errors import ConfigError
+
+DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16), "f16": np.dtype(np.float16)}
+
+
+class Conversion(NamedTuple):
+    """What a conversion did, or would do."""
+
+    model: str
+    tensors: int
+    bytes: int
+    notes: list[str]
+    blind: dict[str, str]
+    """Tensors whose shape cannot tell a wrong layout, and what is in doubt: the table's word until a crosscheck."""
+
+    def lines(self) -> list[str]:
+        """What a user should read of it."""
+        told = [f"{self.model}: {self.tensors} tensors, {self.bytes:,} bytes", *self.notes]
+        if self.blind:
+            told.append(f"the shapes of {len(self.blind)} tensors fit other layouts too: crosscheck compares numbers")
+        return told
+
+
+class _Job(NamedTuple):
+    """A plan over an open file: what is written, in order, and from what."""
+
+    source: Weights
+    names: dict[str, str]
+    found: Architecture
+    plan: Plan
+    specs: dict[str, Spec]
+    arrays: Callable[[], Iterator[tuple[str, np.ndarray]]]
+
+
+def load(
+    source: str | Path,
+    model: Any = None,
+    *,
+    container: str | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Reads weights of either framework as Flax variables ``{params: ..., batch_stats: ...}`` of NumPy arrays.
+
+    Args:
+        source: any file or folder that :func:`interop.files.open_weights` reads.
+        model: what :func:`interop.architecture.architecture` takes; None: guessed from the keys.
+        container: which part of a torch checkpoint, such as ``model_ema``.
+        image_size: height and width, for models whose weights depend on it.
+
+    Raises:
+        WeightsError: if the weights do not fit the model, or have 64 bits, which JAX would cut to 32 without a word.
+        FileError: if the file is damaged or unsafe.
+        ConfigError: if there is no such file or model.
+    """
+    with open_weights(Path(source), container) as weights:
+        if weights.format == "flax":
+            flat, like = {name: np.array(weights.read(name)) for name in weights.specs}, None
+        else:
+            job = _job(weights, "flax", model, "keep", image_size)
+            like = job.found.like({name: weights.specs[key] for name, key in job.names.items()})
+            flat = dict(job.arrays())
+        wide = [
+            f"{name} is {a.dtype}, which JAX narrows to 32 bits" for name, a in flat.items() if a.dtype.itemsize == 8
+        ]
+        if wide:
+            raise WeightsError(Problems(narrowed=[f"{line}; convert with --dtype f32 first" for line in wide]))
+    return _tree(flat, like)
+
+
+def save(
+    variables: Mapping[str, Any],
+    destination: str | Path,
+    model: Any,
+    format: Literal["torch", "flax"] = "torch",
+    *,
+    max_shard_size: int | None = None,
+    force: bool = False,
+) -> None:
+    """Writes Flax variables as a file of either framework; the suffix chooses the kind, no suffix a folder.
+
+    Raises:
+        WeightsError: if the variables are not of that model.
+        ConfigError: if the destination is there already and ``force`` is not given, or there is no such model.
+    """
+    given = flatten(variables)
+    found = architecture(model)
+    plan = plan_to_torch({path: Spec(tuple(a.shape), np.dtype(a.dtype)) for path, a in given.items()}, found.table)
+    if format == "torch":
+        specs = torch_specs(plan, given)
+        arrays = torch_arrays(plan, lambda path: np.asarray(given[path]), specs)
+    else:
+        specs = {path: Spec(tuple(a.shape), np.dtype(a.dtype)) for path, a in given.items()}
+        arrays = ((path, np.asarray(a)) for path, a in given.items())
+    write_weights(
+        Path(destination),
+        specs,
+        arrays,
+        format=format,
+        metadata=manifest.written(found.name),
+        max_shard_size=max_shard_size,
+        force=force,
+    )
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    to: Literal["flax", "torch"],
+    model: Any = None,
+    *,
+    dtype: Literal["keep", "f32", "bf16", "f16"] = "keep",
+    container: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    max_shard_size: int | None = None,
+    check: bool = False,
+    dry_run: bool = False,
+    force: bool = False,
+) -> Conversion:
+    """Converts a file of one framework to one of the other; memory holds a tensor at a time.
+
+    Args:
+        source: any file or folder that :func:`interop.files.open_weights` reads.
+        destination: its suffix chooses the kind of file, no suffix a folder.
+        to: the framework to convert to.
+        model: what :func:`interop.architecture.architecture` takes; None: guessed from the keys.
+        dtype: what floating-point tensors are cast to.
+        container: which part of a torch checkpoint, such as ``model_ema``.
+        image_size: height and width, for models whose weights depend on it.
+        max_shard_size: bytes a file of a sharded checkpoint may have.
+        check: whether to read the destination again, convert it back and compare every byte.
+        dry_run: whether to stop before anything is written.
+        force: whether an existing destination is replaced.
+
+    Raises:
+        WeightsError: if the weights do not fit the model, or hold not-a-numbers.
+        FileError: if a file is damaged or unsafe.
+        ConfigError: if there is no such file or model, or the destination is there already.
+    """
+    with open_weights(Path(source), container) as weights:
+        if weights.format == to:
+            raise ConfigError(f"{source} has {to} layouts already; did you mean the other direction?")
+        job = _job(weights, to, model, dtype, image_size)
+        done = _described(job)
+        if dry_run:
+            return done
+        metadata = manifest.converted(weights, job.names, done.model, job.found.table, job.plan.dropped)
+        write_weights(
+            Path(destination),
+            job.specs,
+            job.arrays(),
+            format=to,
+            metadata=metadata,
+            max_shard_size=max_shard_size,
+            force=force,
+        )
+        if check:
+            done.notes.append(_checked(job, Path(destination), to, dtype))
+        return done
+
+
+def _job(weights: Weights, to: str, model: Any, dtype: str, image_size: tuple[int, int] | None) -> _Job:
+    """Plans the conversion of an open file."""
+    specs = weights.specs
+    if to == "torch":
+        origin = manifest.read(weights)
+        found = architecture(model or origin.get("model") or guess(specs, "flax"), image_size)
+        plan = plan_to_torch(specs, found.table)
+        kept = origin.get("dropped", {}).items()
+        restored = {key: np.array(value, dtype) for key, (dtype, value) in kept if key in plan.refills}
+        planned = torch_specs(plan, specs, restored)
+        cast = {name: Spec(spec.shape, _cast(spec.dtype, dtype)) for name, spec in planned.items()}
+        return _Job(
+            weights,
+            {name: name for name in specs},
+            found,
+            plan,
+            cast,
+            lambda: torch_arrays(plan, weights.read, cast, restored),
+        )
+    names, notes = stripped(list(specs), architecture(model).table if model else None)
+    weights.notes += [note for note in notes if note not in weights.notes]
+    given = {name: specs[key] for name, key in names.items()}
+    found = architecture(model or guess(given, "torch"), image_size)
+    like = found.like(given)
+    plan = plan_to_flax(given, found.table, like)
+    leaves = flatten(like)
+    planned = {path: Spec(move.flax_shape, given[move.torch[0]].dtype) for move in plan.moves for path in move.flax}
+    planned |= {path: Spec(tuple(leaves[path].shape), np.dtype(leaves[path].dtype)) for path in plan.filled}
+    cast = {name: Spec(spec.shape, _cast(spec.dtype, dtype)) for name, spec in planned.items()}
+
+    def arrays():
+        for alias, key in plan.tied.items():
+            check_tied(alias, key, weights.read(names[alias]), weights.read(names[key]))
+        yield from moved(plan.moves, True, lambda key: weights.read(names[key]), cast)
+        for path, fill in plan.filled.items():
+            yield path, np.full(cast[path].shape, fill.fill, cast[path].dtype)
+
+    return _Job(weights, names, found, plan, cast, arrays)
+
+
+def _described(job: _Job) -> Conversion:
+    size = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in job.specs.values())
+    notes = list(job.source.notes)
+    for reason, keys in _inverted(job.plan.dropped).items():
+        notes.append(f"left out {keys[0]}{f' and {len(keys) - 1} like it' if len(keys) > 1 else ''}: {reason}")
+    inexact = [move.torch for move in job.plan.moves if any(len(terms) > 1 for terms in move.rule.sums)]
+    if inexact:
+        notes.append(
+            f"summed {' + '.join(inexact[0])} and {len(inexact) - 1} like it: the way back splits it otherwise"
+        )
+    blind = {path: doubt for move in job.plan.moves if (doubt := move.blindness()) for path in move.flax}
+    return Conversion(job.found.name, len(job.specs), size, notes, blind)
+
+
+def _checked(job: _Job, destination: Path, to: str, dtype: str) -> str:
+    """Reads what was written, converts it back and compares it with the source; says how many tensors it compared."""
+    back = "torch" if to == "flax" else "flax"
+    with open_weights(destination) as written:
+        returned = _job(written, back, job.found, "keep", None)
+        differing, compared = [], 0
+        for name, array in returned.arrays():
+            if name not in job.names or name in job.plan.dropped:
+                continue
+            given = job.source.read(job.names[name])
+            expected = given.astype(_cast(given.dtype, dtype), copy=False)
+            compared += 1
+            if array.shape != expected.shape or array.tobytes() != np.ascontiguousarray(expected).tobytes():
+                differing.append(f"{name} does not come back as it was")
+    sums = {name for move in job.plan.moves if any(len(t) > 1 for t in move.rule.sums) for name in move.torch}
+    differing = [line for line in differing if line.split(" ")[0] not in sums]
+    if differing:
+        raise WeightsError(Problems(damaged=differing))
+    return f"checked: {compared} tensors read from {destination} come back bit for bit"
+
+
+def _cast(dtype: np.dtype, to: str) -> np.dtype:
+    floating = dtype.kind == "f" or dtype == DTYPES["bf16"]
+    return DTYPES[to] if floating and to != "keep" else dtype
+
+
+def _inverted(dropped: Mapping[str, str]) -> dict[str, list[str]]:
+    reasons = {}
+    for key, why in dropped.items():
+        reasons.setdefault(why, []).append(key)
+    return reasons
+
+
+def _tree(flat: Mapping[str, Any], like: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts of flat leaves, in the structure of ``like`` where there is one."""
+    if like is None:
+        return unflatten(flat)
+    return {
+        name: _tree(flat, node, f"{prefix}{name}/") if isinstance(node, Mapping) else flat[f"{prefix}{name}"]
+        for name, node in like.items()
+    }

@@ -1,0 +1,98 @@
+"""Files and folders that are there in full or not at all, and replace others only once they are whole."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from jaxkit.errors import ConfigError, UserError
+
+_REPLACED = "replaced"
+
+
+def require_free(paths: Iterable[Path], force: bool) -> None:
+    """Refuses to overwrite.
+
+    Raises:
+        ConfigError: if one of ``paths`` exists and ``force`` is off, or its folder does not.
+    """
+    for path in paths:
+        if not path.parent.is_dir():
+            raise ConfigError(f"{path}: the folder {path.parent} does not exist; make it first")
+        if os.path.lexists(path) and not force:
+            raise ConfigError(f"{path} exists already; --force overwrites it")
+
+
+@contextlib.contextmanager
+def staged(parent: Path, destination: Path, size: int) -> Iterator[Path]:
+    """A hidden folder in ``parent`` to write ``destination`` in; it is gone when the context ends, however it ends.
+
+    Args:
+        parent: where the finished files will be.
+        destination: what the user asked for, in messages.
+        size: bytes that will be written.
+
+    Raises:
+        UserError: if the disk has no room for ``size`` bytes, or refuses them.
+    """
+    try:
+        free = shutil.disk_usage(parent).free
+        if free < size:
+            raise UserError(f"{destination}: {size:,} bytes do not fit on the disk, which has {free:,} free")
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=f".{destination.name}."))
+        try:
+            yield folder
+        finally:
+            # what an interrupted replacement could not put back is the only copy there is
+            if not any((folder / _REPLACED).glob("*")):
+                shutil.rmtree(folder)
+    except OSError as error:
+        raise UserError(f"{destination}: cannot be written: {error.strerror or error}") from error
+
+
+def publish(folder: Path, moves: dict[Path, Path], retired: Iterable[Path] = ()) -> None:
+    """Moves finished files or folders out of a :func:`staged` folder, once they are on disk.
+
+    If that fails, all is as it was before.
+
+    Args:
+        folder: of :func:`staged`.
+        moves: from where each is to where it goes, in order; whatever is there is replaced.
+        retired: files that the new ones make untrue; they go.
+    """
+    for path in moves:
+        # one after the other at the end: the first takes the others along, and the rest are quick
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            _sync(file)
+    retired = list(retired)
+    [(only, final), *more] = moves.items()
+    if not (more or retired or final.is_dir()):
+        os.replace(only, final)
+        _sync(final.parent)
+        return
+    backup = folder / _REPLACED
+    backup.mkdir()
+    old = [*retired, *(final for final in moves.values() if os.path.lexists(final))]
+    steps = [(path, backup / str(number)) for number, path in enumerate(old)] + list(moves.items())
+    begun = []
+    try:
+        for source, target in steps:
+            begun.append((source, target))
+            os.rename(source, target)
+    except BaseException:
+        for source, target in reversed(begun):
+            if os.path.lexists(target):
+                os.rename(target, source)
+        raise
+    shutil.rmtree(backup)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
