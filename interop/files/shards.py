@@ -121,6 +121,7 @@ def write(
     names = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     for name, specs in zip(names, shards, strict=True):
         safetensors.write_file(folder / name, specs, islice(arrays, len(specs)), metadata, format)
+    next(arrays, None)  # whatever ends the arrays otherwise than announced is raised here, before anything is in place
     specs = [spec for shard in shards for spec in shard.values()]
     keys = {
         key.replace("/", ".") if format == "flax" else key: name

@@ -271,7 +271,7 @@ CORPUS = {
     "index_missing_shard": Damaged(index({"w": "c.safetensors"}), IX, "which is not there"),
     "index_missing_key": Damaged(index({"w": "a.safetensors", "u": "b.safetensors"}), IX, "and is not", "u"),
     "index_key_elsewhere": Damaged(index({"w": "b.safetensors", "v": "b.safetensors"}), IX, "and is not"),
-    "index_unlisted_key": Damaged(unlisted, IX, "a.safetensors holds tensors that the index does not place there: v", "v"),
+    "index_unlisted_key": Damaged(unlisted, IX, "the index does not place there: v", "v"),
     "index_extra_tensor": Damaged(mixed, IX, "torch layouts or all Flax layouts", None),
     "index_key_twice": Damaged(
         index(None, '{"weight_map": {"w": "a.safetensors", "w": "b.safetensors"}}'), IX, "twice in the index"

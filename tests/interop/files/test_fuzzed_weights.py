@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def safetensors_sample() -> bytes:
 def test_ten_thousand_changed_safetensors_headers_neither_crash_nor_cost_memory():
     sample, choice = safetensors_sample(), random.Random(0)
     header = sample[8:-30]
-    refused = 0
+    refused = []
     tracemalloc.start()
     for number in range(10_000):
         if number % 4:
@@ -68,15 +69,15 @@ def test_ten_thousand_changed_safetensors_headers_neither_crash_nor_cost_memory(
         try:
             places, _ = read_header(io.BytesIO(raw), Path("w.safetensors"))
         except FileError as error:
-            refused += 1
-            assert "w.safetensors" in str(error)
+            refused.append(str(error))
         else:
             assert sum(nbytes(place.spec) for place in places.values()) <= len(raw)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # nearly all changes matter; parsing a header of 300 bytes takes some objects, and never what it claims to describe
-    assert refused > 5_000
-    assert peak < 2**20
+    assert len(refused) > 5_000
+    assert all("w.safetensors" in message for message in refused)
+    assert peak - sum(map(sys.getsizeof, refused)) < 2**20
 
 
 def msgpack_sample() -> bytes:
@@ -94,8 +95,8 @@ def npz_sample() -> bytes:
 @pytest.mark.parametrize(("module", "sample"), [(msgpack, msgpack_sample), (npz, npz_sample)], ids=["msgpack", "npz"])
 def test_changed_files_neither_crash_nor_cost_memory(tmp_path, module, sample):
     path, choice, original = tmp_path / "file", random.Random(0), sample()
-    refused = 0
-    for _ in range(2_000):
+    refused = []
+    for _ in range(1_000):
         raw = mutated(original, choice)
         path.write_bytes(raw)
         try:
@@ -103,9 +104,9 @@ def test_changed_files_neither_crash_nor_cost_memory(tmp_path, module, sample):
                 assert sum(map(nbytes, weights.specs.values())) <= len(raw)
                 contents(weights)
         except FileError as error:
-            refused += 1
-            assert str(path) in str(error)
-    assert 200 < refused < 2_000
+            refused.append(str(error))
+    assert 100 < len(refused) < 1_000
+    assert all(str(path) in message for message in refused)
 
 
 def test_the_samples_are_whole_before_they_are_changed(tmp_path):
