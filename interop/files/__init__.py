@@ -59,7 +59,9 @@ def _open_file(path: Path, container: str | None) -> Weights:
     with path.open("rb") as file:
         head = file.read(512)
         zipped = archive.begins(head)
-        torch = (head[:1] == b"\x80" and len(head) > 1) or (zipped and not archive.is_npz(file, path))
+        # A safetensors file begins with its header's length, whose bytes may be those that begin a pickle.
+        pickled = head[:1] == b"\x80" and len(head) > 1 and not safetensors.looks_like(head)
+        torch = pickled or (zipped and not archive.is_npz(file, path))
     if torch:
         return torch_files.open_file(path, container)
     if container is not None:

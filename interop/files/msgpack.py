@@ -122,6 +122,7 @@ def write_file(path: Path, specs: Mapping[str, Spec], arrays: Iterable[tuple[str
                 file.seek(offset)
                 file.write(content[start : start + size])
                 start += size
+            del array, content
 
 
 class _Leaf(NamedTuple):

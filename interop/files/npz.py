@@ -131,6 +131,7 @@ def write_file(
         _add(writer, TABLE.removesuffix(".npy"), table)
         for name, array in arrays:
             _add(writer, name, array)
+            del array
 
 
 def _add(writer: archive.Writer, name: str, array: np.ndarray) -> None:

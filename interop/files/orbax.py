@@ -134,18 +134,20 @@ def write_folder(
     _write_json(folder / CHECKPOINT, {**checkpoint, **dates, "custom_metadata": dict(metadata)})
     _write_json(folder / TREE, {**tree, "store_array_data_equal_to_fill_value": True})
     for name, array in arrays:
-        store = folder / name.replace("/", ".")
-        store.mkdir()
-        kind = str(array.dtype) if str(array.dtype) in EXTENDED else array.dtype.str
-        layout = {"zarr_format": 2, "order": "C", "compressor": None, "filters": None, "fill_value": None}
-        chunks = [max(1, size) for size in array.shape]
-        _write_json(
-            store / ".zarray",
-            {**layout, "dtype": kind, "shape": array.shape, "chunks": chunks, "dimension_separator": "."},
-        )
-        if array.size:
-            with (store / (".".join("0" * array.ndim) or "0")).open("xb") as file:
-                file.write(raw(array))
+        _write_store(folder / name.replace("/", "."), array)
+        del array
+
+
+def _write_store(store: Path, array: np.ndarray) -> None:
+    store.mkdir()
+    kind = str(array.dtype) if str(array.dtype) in EXTENDED else array.dtype.str
+    layout = {"zarr_format": 2, "order": "C", "compressor": None, "filters": None, "fill_value": None}
+    chunks = [max(1, size) for size in array.shape]
+    described = {"dtype": kind, "shape": array.shape, "chunks": chunks, "dimension_separator": "."}
+    _write_json(store / ".zarray", {**layout, **described})
+    if array.size:
+        with (store / (".".join("0" * array.ndim) or "0")).open("xb") as file:
+            file.write(raw(array))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -155,3 +155,4 @@ def write_file(
         for name, array in arrays:
             file.seek(8 + len(text) + offsets[name])
             file.write(raw(array))
+            del array

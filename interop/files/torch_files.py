@@ -181,8 +181,10 @@ def write_file(
             (METADATA, json.dumps(dict(metadata)).encode()),
         ):
             writer.add(f"archive/{name}", [content], len(content))
-        for number, (_, array) in enumerate(arrays):
-            writer.add(f"archive/data/{number}", [raw(array)], array.nbytes)
+        numbers = iter(range(len(specs)))
+        for _, array in arrays:
+            writer.add(f"archive/data/{next(numbers)}", [raw(array)], array.nbytes)
+            del array
 
 
 class _Storage:

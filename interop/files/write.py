@@ -118,14 +118,20 @@ def _parents(name: str) -> Iterator[str]:
 
 
 def _checked(specs: Mapping[str, Spec], arrays: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Passes each array on as files have it, contiguous and little-endian, if it is the one announced."""
-    for (expected, spec), (name, array) in zip(specs.items(), arrays, strict=True):
-        array = np.asarray(array)
+    """Passes each array on as files have it, contiguous and little-endian, if it is the one announced.
+
+    An array is let go before the next is asked for, here and in every writer: ``zip`` and ``enumerate`` would keep it.
+    """
+    arrays = iter(arrays)
+    for expected, spec in specs.items():
+        name, array = next(arrays, ("nothing", np.empty(0)))
         little = array.dtype.newbyteorder("<")
-        found = Spec(array.shape, little)
-        if (expected, spec) != (name, found):
-            raise ValueError(f"{expected} {spec} was announced, and {name} {found} came")
+        if (expected, spec) != (name, Spec(array.shape, little)):
+            raise ValueError(f"{expected} {spec} was announced, and {name} {array.dtype} {array.shape} came")
         yield name, np.asarray(array, little, order="C")
+        del array
+    for name, _ in arrays:
+        raise ValueError(f"{name} was not announced, and came")
 
 
 def _total(specs: Mapping[str, Spec]) -> int:
