@@ -50,38 +50,22 @@ def run(
     """
     with workdir.held(folder, wait), _precision(config):
         # The folder is touched last: whatever is wrong with the config, the data or a teacher leaves it as it was.
-        parallel.check_divides(config.data.batch_size, config.optimizer.accumulate)
-        source, feed, task, executor = _assemble(config)
+        source, job = prepare(config, folder)
         plan = workdir.plan(folder, config, resume, force)
-        steps, per_epoch = _length(config, len(source.train))
-        if plan.start is not None and plan.start > steps:
+        if plan.start is not None and plan.start > job.steps:
             raise ConfigError(
-                f"{folder} is at step {plan.start}, beyond the {steps} of this config; choose another --workdir"
+                f"{folder} is at step {plan.start}, beyond the {job.steps} of this config; choose another --workdir"
             )
         results = workdir.finished(folder)
-        if plan.start == steps and results is not None and results["config"] == config.digest():
+        if plan.start == job.steps and results is not None and results["config"] == config.digest():
             return results
-        for line in task.notes if jax.process_index() == 0 else ():
+        for line in job.task.notes if jax.process_index() == 0 else ():
             print(line)
-        metric, mode = config.ranking()
-        job = Run(
-            task=task,
-            feed=feed,
-            optimizer=make_optimizer(config.optimizer, steps, per_epoch, config.train.precision),
-            learning_rate=make_schedule(config.optimizer, steps, per_epoch),
-            executor=executor,
-            config=config.train,
-            steps=steps,
-            pieces=config.optimizer.accumulate,
-            metric=metric,
-            mode=mode,
-            workdir=folder,
-        )
         trainer = _trainer(job, plan.start)
         _fit(trainer, config, folder, plan)
         rate = trainer.steps_per_second
         train = {
-            "steps": steps,
+            "steps": job.steps,
             "seconds": trainer.seconds,
             "compile_seconds": trainer.compile_seconds,
             "examples_per_second": rate and rate * config.data.batch_size,
@@ -91,6 +75,31 @@ def run(
         for path, reason in source.corrupt().items():
             print(f"skipped {path}: {reason}", file=sys.stderr)
         return workdir.finish(folder, config, train)
+
+
+def prepare(config: Config, folder: Path) -> tuple[Source, Run]:
+    """Puts together what ``config`` trains; writes nothing in ``folder``.
+
+    Raises:
+        UserError: whatever is wrong with the config, the data or a teacher.
+    """
+    parallel.check_divides(config.data.batch_size, config.optimizer.accumulate)
+    source, feed, task, executor = _assemble(config)
+    steps, per_epoch = _length(config, len(source.train))
+    metric, mode = config.ranking()
+    return source, Run(
+        task=task,
+        feed=feed,
+        optimizer=make_optimizer(config.optimizer, steps, per_epoch, config.train.precision),
+        learning_rate=make_schedule(config.optimizer, steps, per_epoch),
+        executor=executor,
+        config=config.train,
+        steps=steps,
+        pieces=config.optimizer.accumulate,
+        metric=metric,
+        mode=mode,
+        workdir=folder,
+    )
 
 
 def _trainer(job: Run, start: int | None) -> Trainer:

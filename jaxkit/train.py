@@ -110,6 +110,20 @@ def initial_state(task: Task, feed: Feed, optimizer, executor, key: UInt32[Array
     return executor.replicate(state), executor.replicate(variables.frozen)
 
 
+def compiled_step(run: Run, state: TrainState, frozen: PyTree) -> Callable:
+    """Compiles :func:`train_step` for a run: ``state, frozen, batch -> state, metrics``. It consumes the state."""
+    step = partial(
+        train_step,
+        task=run.task,
+        optimizer=run.optimizer,
+        rate=run.learning_rate,
+        augment=run.feed.augment,
+        executor=run.executor,
+        pieces=run.pieces,
+    )
+    return run.executor.compile(step, state, frozen, run.executor.put_batch(run.feed.first()))
+
+
 class Trainer:
     """Takes a state from where it stands to ``run.steps``.
 
@@ -135,16 +149,7 @@ class Trainer:
         self._saved = self.start if meta else None
 
         began = time.perf_counter()
-        training = partial(
-            train_step,
-            task=run.task,
-            optimizer=run.optimizer,
-            rate=run.learning_rate,
-            augment=run.feed.augment,
-            executor=run.executor,
-            pieces=run.pieces,
-        )
-        self._train_step = run.executor.compile(training, state, frozen, run.executor.put_batch(run.feed.first()))
+        self._train_step = compiled_step(run, state, frozen)
         key, variables = jax.device_get(state.key), self._variables()
         self._evaluation = compiled_evaluation(run.task, run.feed, run.executor, key, *variables, frozen)
         if run.task.sample:
