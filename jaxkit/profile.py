@@ -72,8 +72,12 @@ def profile_model(
         iterations: as in :func:`profile`.
 
     Raises:
-        ConfigError: for an unknown name, or a size that the model cannot serve.
+        ConfigError: for an unknown name, a number below 1, or a size that the model cannot serve.
     """
+    numbers = {"batch": batch, "image-size": image_size, "num-classes": num_classes, "iterations": iterations}
+    for flag, number in {**numbers, "depth": depth}.items():
+        if number is not None and number < 1:
+            raise ConfigError(f"--{flag} {number}: must be 1 or more")
     if name not in models.MODELS:
         raise ConfigError(f"--model {name}: no model is named {name!r}{nearest(name, models.MODELS)}")
     side = image_size or models.IMAGE_SIDES[name]

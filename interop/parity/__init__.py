@@ -56,8 +56,8 @@ def crosscheck(
         variables: what the Flax module runs with; default: the torch module's weights, converted after the table.
         dtype: f32, f64, or bf16 or f16: both sides run in it, and torch in float32 too, as what is exact.
         steps: at least 1.
-        learning_rate: default: one at which the first step moves no parameter by more than a thousandth of its size,
-            nor the loss by more than a hundredth.
+        learning_rate: default: one at which the first step moves no parameter, nor the loss, by more than a thousandth
+            of its size.
         seed: of labels and cotangents.
 
     Raises:
@@ -91,7 +91,8 @@ def crosscheck(
         if wide is not None:
             with _wide(wide.precision):
                 evaluation = reconsidered(evaluation, lambda: {"gradients": compare_gradients(wide, target)})
-                training = reconsidered(training, lambda: compare_training(wide, target, steps, rates, train)[0])
+                needed = 1 if all(leaf.difference.passed for leaf in training["trajectory"]) else steps
+                training = reconsidered(training, lambda: compare_training(wide, target, needed, rates, train)[0])
 
     order = [layer.flax for layer in forward.layers]
     return Report(

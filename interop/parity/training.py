@@ -9,9 +9,9 @@ from interop.parity.pair import Pair
 from interop.report import Leaf
 from interop.report.difference import TOLERANCES, Difference, compare
 
-# The first step moves no parameter by more than this part of its size, and the loss, to first order, by no more than
-# that: a deep network of random weights magnifies a rounding at each step, the more the longer it is.
-_MOVE, _LOSS_MOVE = 1e-3, 1e-2
+# The first step moves no parameter by more than this part of its size, nor, to first order, the loss: a deep
+# network of random weights magnifies a rounding at each step, the more the longer it is.
+_MOVE, _LOSS_MOVE = 1e-3, 1e-3
 # Parameters are judged by their size, moves by the gradients they are made of.
 _MOVE_SCALE = TOLERANCES["gradients"] / TOLERANCES["training"]
 
@@ -25,7 +25,7 @@ def compare_gradients(pair: Pair, target: Target) -> list[Leaf]:
 
 
 def step_size(pair: Pair, target: Target, train: bool) -> float:
-    """Chooses a learning rate at which the first step moves parameters by a thousandth and the loss by a hundredth."""
+    """Chooses a learning rate whose first step moves neither parameters nor loss by more than a thousandth."""
     side = pair.exact or pair.torch
     weights, (loss, gradients) = side.weights(), side.gradients(target, train)
     ratios = [
