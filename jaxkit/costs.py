@@ -52,6 +52,8 @@ class Profile:
 
     layers: list[Cost]
     whole: Cost
+    about: dict[str, Any]
+    """What was measured, where."""
 
     @property
     def outside(self) -> Cost:
@@ -79,15 +81,15 @@ class Profile:
         """Of the outputs of all layers together."""
         return sum(layer.output_bytes for layer in self.layers)
 
-    def json(self, about: dict[str, Any]) -> str:
-        """Writes all as JSON, after ``about``, which says what was measured."""
+    def json(self) -> str:
+        """Writes all as JSON: ``about``, then every layer in order, the rest, the whole."""
         costs = {
             "layers": [layer.record() for layer in self.layers],
             "outside": self.outside.record(),
             "whole": self.whole.record(),
             "activation_bytes": self.activation_bytes,
         }
-        return json.dumps({**about, **costs}, indent=2) + "\n"
+        return json.dumps({**self.about, **costs}, indent=2) + "\n"
 
     def table(self) -> str:
         """Lays out all for a terminal: the layers, those that take longest compiled first; the rest; the whole."""

@@ -3,9 +3,11 @@
 import statistics
 import time
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +47,13 @@ def profile(run: Callable[[], Any], depth: int | None = None, iterations: int = 
         raise UserError(f"a profile is of one call of one linen model, outside jit; there were {len(recorder.runs)}")
     (calls,) = recorder.runs
     cost = partial(_cost, programs={}, iterations=iterations)
-    return Profile([cost(layer) for layer in by_path(calls, depth).values()], cost(calls[:1]))
+    about = {
+        "depth": depth,
+        "iterations": iterations,
+        "device": jax.devices()[0].device_kind,
+        "versions": {"jax": jax.__version__, "flax": flax.__version__},
+    }
+    return Profile([cost(layer) for layer in by_path(calls, depth).values()], cost(calls[:1]), about)
 
 
 def profile_model(
@@ -58,8 +66,8 @@ def profile_model(
     dtype: str = "f32",
     depth: int | None = None,
     iterations: int = 10,
-) -> tuple[Profile, dict[str, Any]]:
-    """Measures a classifier of the zoo on ``batch`` random images; also returns what was measured.
+) -> Profile:
+    """Measures a classifier of the zoo on ``batch`` random images.
 
     Args:
         name: one of :data:`jaxkit.models.MODELS`.
@@ -91,6 +99,7 @@ def profile_model(
     if train:
         state = [collection for collection in variables if collection != "params"]
         apply = partial(apply, train=True, mutable=state, rngs={"dropout": key})
+    measured = profile(apply, depth, iterations)
     about = {
         "model": name,
         "batch": batch,
@@ -98,11 +107,9 @@ def profile_model(
         "num_classes": classes,
         "train": train,
         "dtype": dtype,
-        "iterations": iterations,
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
+        "macs_per_image": measured.whole.macs / batch,
     }
-    return profile(apply, depth, iterations), about
+    return replace(measured, about={**about, **measured.about})
 
 
 class Program(NamedTuple):

@@ -39,28 +39,22 @@ def main() -> int:
     out, force, overrides = given.pop("json"), given.pop("force"), tuple(given.pop("overrides"))
     compares = given.pop("compare_eager", False)
     misplaced = given.keys() - {"config", "steps"} if compares else given.keys() & {"config", "steps"} or overrides
-    needed = "config" if compares else "model"
-    if misplaced or needed not in given:
+    if misplaced or ("config" if compares else "model") not in given:
         parser.error("give --model and its flags, or --compare-eager, --config, its section.key=value and --steps")
     from interop.files.atomic import require_free
+    from jaxkit.eager import compare
+    from jaxkit.profile import profile_model
     from jaxkit.tracking import write_atomically
 
     require_free([out] if out else [], force)
     if compares:
-        config = load(given.pop("config"), overrides)
-        from jaxkit.eager import compare
-
-        result = compare(config, **given)
-        text = result.json()
+        result = compare(load(given.pop("config"), overrides), **given)
     else:
-        from jaxkit.profile import profile_model
-
-        result, about = profile_model(given.pop("model"), given.pop("batch", 8), **given)
-        text = result.json(about)
+        result = profile_model(given.pop("model"), given.pop("batch", 8), **given)
     print(result.table())
     if out:
-        write_atomically(out, text)
-    return 0 if not compares or result.agrees else 3
+        write_atomically(out, result.json())
+    return 3 if compares and not result.agrees else 0
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def step_size(pair: Pair, target: Target, train: bool) -> float:
         if weights[key].any() and gradient.any()
     ]
     slope = sum(float(np.square(gradient, dtype=np.float64).sum()) for gradient in gradients.values())
-    return min(_MOVE * float(min(ratios, default=1.0)), _LOSS_MOVE * abs(loss) / (slope or 1.0))
+    return min(_MOVE * float(min(ratios, default=1.0)), _MOVE * abs(loss) / (slope or 1.0))
 
 
 def compare_training(
