@@ -27,7 +27,7 @@ class Cost:
     kind: str
     calls: int
     parameters: int
-    macs: float
+    macs: int | float
     """Multiply-accumulates of the forward pass; NaN where they depend on the data."""
     output_bytes: int | None
     """None where there is no one output."""
@@ -62,7 +62,7 @@ class Profile:
         Its parameters are those of modules that hold others. Times can be negative.
         """
 
-        def rest(amount: Callable[[Cost], float]) -> float:
+        def rest(amount: Callable[[Cost], int | float]) -> int | float:
             return amount(self.whole) - sum(amount(layer) for layer in self.layers)
 
         return Cost(
@@ -99,7 +99,8 @@ class Profile:
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         lines = [_aligned(cells, widths) for cells in (head, *rows)]
         rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:-2], rule, *lines[-2:], "", self._sums(), EXPLANATION])
+        about = ", ".join(f"{name} {value}" for name, value in self.about.items())
+        return "\n".join([about, "", lines[0], rule, *lines[1:-2], rule, *lines[-2:], "", self._sums(), EXPLANATION])
 
     def _sums(self) -> str:
         """Sets the layers one by one against the model as one."""

@@ -8,7 +8,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
-def macs(function: Callable, *arguments: Any) -> float:
+def macs(function: Callable, *arguments: Any) -> int | float:
     """Counts the multiply-accumulates of the convolutions and matrix products in ``function(*arguments)``.
 
     A convolution has as many as its output has positions, times the size of its kernel; taps on the padding count, as
@@ -25,11 +25,11 @@ def macs(function: Callable, *arguments: Any) -> float:
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _count(jaxpr: Jaxpr) -> float:
+def _count(jaxpr: Jaxpr) -> int | float:
     return sum(_cost(equation) for equation in jaxpr.eqns)
 
 
-def _cost(equation: JaxprEqn) -> float:
+def _cost(equation: JaxprEqn) -> int | float:
     match equation.primitive.name:
         case "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]

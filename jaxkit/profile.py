@@ -51,7 +51,8 @@ def profile(run: Callable[[], Any], depth: int | None = None, iterations: int = 
         "depth": depth,
         "iterations": iterations,
         "device": jax.devices()[0].device_kind,
-        "versions": {"jax": jax.__version__, "flax": flax.__version__},
+        "jax": jax.__version__,
+        "flax": flax.__version__,
     }
     return Profile([cost(layer) for layer in by_path(calls, depth).values()], cost(calls[:1]), about)
 
@@ -137,7 +138,7 @@ def _cost(calls: list[Call], programs: dict[Hashable, Program], iterations: int)
     )
 
 
-def _measure(call: Call, programs: dict[Hashable, Program], iterations: int) -> tuple[float, Seconds, Seconds]:
+def _measure(call: Call, programs: dict[Hashable, Program], iterations: int) -> tuple[int | float, Seconds, Seconds]:
     """Multiply-accumulates, time forward and time backward of one call."""
     program, moving, fixed = _program(call, programs)
     output, back = program.jitted_vjp(moving, fixed)

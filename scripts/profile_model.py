@@ -14,13 +14,11 @@ parser = argparse.ArgumentParser(
 )
 model = parser.add_argument_group("time, parameters, multiply-accumulates and outputs of each layer of a model")
 model.add_argument("--model", metavar="NAME", help="a name of the zoo, such as resnet50")
-for flag, text in {
-    "batch": "images; default: 8",
-    "image-size": "default: the model's own",
-    "num-classes": "default: 1000, or 100 where images are small",
-    "iterations": "whose median is taken; default: 10",
-    "depth": "of the modules that are layers; default: the innermost",
-}.items():
+for flag, text in (
+    ("batch", "images; default: 8"), ("image-size", "default: the model's own"),
+    ("num-classes", "default: 1000, or 100 where images are small"),
+    ("iterations", "whose median is taken; default: 10"), ("depth", "of layers; default: the innermost modules"),
+):  # fmt: skip
     model.add_argument(f"--{flag}", type=int, metavar="N", help=text)
 model.add_argument("--train", action="store_true", help="batch statistics and dropout as in training")
 model.add_argument("--dtype", choices=("f32", "bf16"), help="of the arithmetic; default: f32")

@@ -78,8 +78,12 @@ class Report(NamedTuple):
     @property
     def passed(self) -> bool:
         """Whether nothing differs but across kinks."""
-        forward = self.final.passed and all(layer.passed for layer in self.layers)
-        return forward and not self.of_verdict("fail")
+        return self.forward_passed and not self.of_verdict("fail")
+
+    @property
+    def forward_passed(self) -> bool:
+        """Whether every layer and the model's output agree."""
+        return self.final.passed and all(layer.passed for layer in self.layers)
 
     def of_verdict(self, verdict: str) -> list[tuple[str, Leaf]]:
         """The leaves of a verdict, each with its section."""

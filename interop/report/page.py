@@ -72,7 +72,7 @@ def _forward(report: Report) -> Iterator[str]:
     ]
     yield "<section><h2>Forward, layer by layer</h2>" + _legend(series)
     limits = [layer.output.limit for layer in layers]
-    yield plots.errors("error by layer", "layer, in order of execution", _unit(report), series, _common(limits))
+    yield _wide(plots.errors("error by layer", "layer, in order of execution", _unit(report), series, _common(limits)))
     head = (
         "#",
         "torch",
@@ -135,7 +135,7 @@ def _training(report: Report) -> Iterator[str]:
         ]
         yield f"<section><h2>{escape(title.capitalize())}</h2>" + _legend([one for one in series if one.dots])
         limits = [leaf.difference.limit for leaf in leaves]
-        yield plots.errors(title, "parameters, in order of execution", _unit(report), series, _common(limits))
+        yield _wide(plots.errors(title, "leaf, in order of execution", _unit(report), series, _common(limits)))
         head = ("#", "flax", "torch", "error", "float64", "scale", "max |d|", "rel. L2", "cosine", "verdict")
         rows = [_leaf_row(i, leaf) for i, leaf in enumerate(leaves, 1)]
         opened = any(leaf.verdict == "fail" for leaf in leaves)
@@ -198,6 +198,11 @@ def _common(limits: Sequence[float]) -> float | None:
 def _sample(values: np.ndarray) -> np.ndarray:
     flat = values.ravel()
     return flat[:: max(1, math.ceil(flat.size / _SAMPLES))].astype(np.float64)
+
+
+def _wide(picture: str) -> str:
+    """Keeps a wide plot legible on a narrow screen, where it scrolls."""
+    return f'<div class="wide">{picture}</div>'
 
 
 def _legend(series: Sequence[Series]) -> str:

@@ -93,7 +93,8 @@ def errors(title: str, x_title: str, y_title: str, series: Sequence[Series], lim
     low, high = math.floor(math.log10(min(finite, default=0.1))) - 0.5, math.ceil(math.log10(max(finite, default=1)))
     frame = _Frame(960, 280, _span([dot.x for one in series for dot in one.dots]), (low, max(high, low + 1) + 0.2))
     decades = range(math.ceil(low), math.floor(frame.y_range[1]) + 1, 1 + int((frame.y_range[1] - low) // 9))
-    parts = [frame.y_ticks(decades, [f"1e{k}" for k in decades])]
+    places = [place for place in _ticks(*frame.x_range) if place >= 1 and place == round(place)]
+    parts = [frame.y_ticks(decades, [f"1e{k}" for k in decades]), frame.x_ticks(places, [f"{x:.0f}" for x in places])]
     if limit:
         y = frame.y(math.log10(limit))
         parts += [

@@ -20,7 +20,9 @@ header p { margin: 4px 0 12px; } .muted { color: var(--muted); }
 .count { font-size: 22px; line-height: 1.3; }
 section { background: var(--panel); border-radius: 8px; padding: 16px 18px; margin-bottom: 16px; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 20px; }
-svg { display: block; width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: var(--muted); }
+svg { display: block; width: 100%; height: auto; }
+.wide { overflow-x: auto; } .wide svg { min-width: 640px; }
+svg text { font: 11px system-ui, sans-serif; fill: var(--muted); }
 .axis, .grid, .equal, .line, .limit { fill: none; } .axis { stroke: var(--muted); } .grid { stroke: var(--grid); }
 .equal { stroke: var(--grid); stroke-width: 2; } .limit { stroke: var(--red); stroke-dasharray: 5 4; }
 svg text.limit-name { fill: var(--red); stroke: none; }

@@ -72,35 +72,33 @@ def _layers(report: Report, width: int, rows: int) -> Iterator[str]:
     failed = [layer for layer in report.layers if not layer.passed]
     if not failed:
         return
-    name = width - 68
-    columns = ("entered", "output", "alone", "float64", "max |d|")
-    yield f"{'layer (torch)':<{name}} {' '.join(f'{column:>9}' for column in columns)} {'cosine':>8} {'ulp':>8}"
+    yield _row("layer (torch)", ("entered", "output", "alone", "float64", "rel. L2", "ulp"), width)
     for layer in failed[:rows]:
-        output = layer.output
-        yield (
-            f"{shortened(layer.name, name):<{name}} {_error(layer.entered)} {_error(output)} {_error(layer.local)} "
-            f"{_error(layer.local_float64)} "
-            f"{output.max_abs:>9.2g} {output.cosine:>8.5f} {output.ulp:>8.2g}"
-        )
+        judged = map(_judged, (layer.entered, layer.output, layer.local, layer.local_float64))
+        yield _row(layer.name, (*judged, f"{layer.output.relative_l2:.2g} ", f"{layer.output.ulp:.2g} "), width)
     yield from _rest(len(failed) - rows, len(report.layers) - len(failed), "layers")
 
 
 def _leaves(report: Report, width: int, rows: int) -> Iterator[Iterator[str]]:
+    """Tables of what failed, unless the forward pass did: all after it differs then."""
     for title, leaves in report.leaves.items():
         failed = [leaf for leaf in leaves if leaf.verdict == "fail"]
-        if failed:
+        if failed and report.forward_passed:
             yield _failed_leaves(title, failed, len(leaves), width, rows)
 
 
 def _failed_leaves(title: str, failed: list[Leaf], count: int, width: int, rows: int) -> Iterator[str]:
-    name = width - 40
-    yield f"{title:<{name}} {'error':>9} {'float64':>9} {'max |d|':>9} {'cosine':>8}"
+    yield _row(title, ("error", "float64", "max |d|", "rel. L2"), width)
     for leaf in failed[:rows]:
-        yield (
-            f"{shortened(leaf.name, name):<{name}} {_error(leaf.difference)} {_error(leaf.float64)} "
-            f"{leaf.difference.max_abs:>9.2g} {leaf.difference.cosine:>8.5f}"
-        )
+        apart = leaf.difference
+        cells = (_judged(apart), _judged(leaf.float64), f"{apart.max_abs:.2g} ", f"{apart.relative_l2:.2g} ")
+        yield _row(leaf.name, cells, width)
     yield from _rest(len(failed) - rows, count - len(failed), "leaves")
+
+
+def _row(name: str, cells: Sequence[str], width: int) -> str:
+    left = width - 10 * len(cells)
+    return f"{shortened(name, left):<{left}}{''.join(f'{cell:>10}' for cell in cells)}".rstrip()
 
 
 def _rest(more: int, passed: int, what: str) -> Iterator[str]:
@@ -124,11 +122,9 @@ def _end(report: Report) -> Iterator[str]:
     yield "passed" if report.passed else "FAILED"
 
 
-def _error(difference: Difference | None) -> str:
+def _judged(difference: Difference | None) -> str:
     """A cell; what exceeds its limit is marked."""
-    if difference is None:
-        return f"{'-':>9}"
-    return f"{difference.error:>8.2g}{' ' if difference.passed else '!'}"
+    return "- " if difference is None else f"{difference.error:.2g}{' ' if difference.passed else '!'}"
 
 
 def shortened(name: str, width: int) -> str:
