@@ -33,8 +33,8 @@ def profile(run: Callable[[], Any], depth: int | None = None, iterations: int = 
     Args:
         run: called once; its mode, keys and mutable collections are those of the measurement.
         depth: of the modules that are layers, 1 being those that the model calls itself; None: those that call no
-            others. What runs under ``nn.scan``, ``nn.remat`` or ``nn.jit`` has no input that could be held, so the
-            module so transformed is one layer.
+            others. What runs under ``nn.scan``, ``nn.remat`` or ``nn.jit`` has no input that could be held: it is part
+            of the module that calls it.
         iterations: timed ones, 1 or more.
 
     Raises:

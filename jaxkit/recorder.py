@@ -171,7 +171,8 @@ def _traced(tree: Any) -> bool:
 
 def _inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs:
     alone, variables = module.unbind()
-    state = dict(variables)
+    # the model moves its statistics in place: these are those before the call
+    state = dict(jax.tree.map(lambda leaf: leaf, variables))
     params = state.pop("params", {})
     rngs = {name: rng.as_jax_rng() for name, rng in module.scope.rngs.items()}
     return Inputs(alone, params, state, args, kwargs, rngs, module.scope.mutable)

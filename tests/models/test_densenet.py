@@ -8,19 +8,6 @@ from interop import reference
 from jaxkit.errors import ShapeError
 from jaxkit.models import build
 
-# Trainable parameters as published, by number of classes.
-PUBLISHED = [
-    ("densenet121", 1000, 7_978_856),
-    ("densenet161", 1000, 28_681_000),
-    ("densenet169", 1000, 14_149_480),
-    ("densenet201", 1000, 20_013_928),
-    ("densenet121_tfkd", 100, 7_048_548),
-    ("densenet161_tfkd", 100, 26_681_188),
-    ("densenet169_tfkd", 100, 12_643_172),
-    ("densenet201_tfkd", 100, 18_277_220),
-    ("densenet_bc_100_12", 10, 769_162),
-    ("densenet_bc_190_40", 10, 25_624_430),
-]
 TENSORS = [
     ("densenet121_tfkd", 722),
     ("densenet161_tfkd", 962),
@@ -48,12 +35,6 @@ def drawn(model, x):
     rng = np.random.default_rng(0)
     like = jax.eval_shape(model.init, jax.random.key(0), x)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0, 0.2, leaf.shape), leaf.dtype), like)
-
-
-@pytest.mark.parametrize(("name", "classes", "expected"), PUBLISHED)
-def test_models_have_as_many_parameters_as_published(name, classes, expected):
-    params = shapes(build(name, num_classes=classes), 32, 32)["params"]
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
 
 
 @pytest.mark.parametrize(("name", "expected"), TENSORS)

@@ -1,11 +1,10 @@
 import pytest
-from networks import outputs, parameters, shapes, tensors
+from networks import outputs, shapes, tensors
 
 from jaxkit.models import build
 
 
-def test_resnext29_has_as_many_parameters_and_tensors_as_published():
-    assert parameters("resnext29_8x64d", 100) == 34_518_948
+def test_resnext29_has_as_many_tensors_as_published():
     assert tensors("resnext29_8x64d", 100) == 188
 
 

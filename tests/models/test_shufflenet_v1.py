@@ -11,11 +11,6 @@ def shapes(model, size=(32, 32)):
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *size, 3)))
 
 
-def test_the_model_has_as_many_parameters_as_published():
-    params = shapes(build("shufflenet_v1", num_classes=100))["params"]
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 949_258
-
-
 @pytest.mark.parametrize("size", [(1, 1), (64, 64), (33, 47)])
 def test_images_of_any_size_are_served_by_the_same_parameters(size):
     model = build("shufflenet_v1_tiny", num_classes=3)
