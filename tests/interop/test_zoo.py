@@ -49,6 +49,8 @@ def twins(name, dtype=np.float32):
 def float32_products():
     with jax.default_matmul_precision("highest"):
         yield
+    # A hundred compiled networks do not fit in memory.
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("name", ZOO)
