@@ -1,5 +1,6 @@
 """What a cross-check found, as text, JSON and a page. See :func:`interop.parity.crosscheck`."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,15 +138,12 @@ class Report(NamedTuple):
 
         return render(self)
 
-    def html(self, path) -> None:
-        """Writes a page with plots that needs no other file and no network.
-
-        ``path`` is written atomically.
-        """
+    def html(self, path: str | Path) -> None:
+        """Writes a page with plots that needs no other file and no network."""
         from interop.report.page import render
         from jaxkit.tracking import write_atomically
 
-        write_atomically(path, render(self))
+        write_atomically(Path(path), render(self))
 
     def _where_forward(self) -> list[str]:
         local, output = self.first_local, self.first_divergent

@@ -73,20 +73,8 @@ def _forward(report: Report) -> Iterator[str]:
     yield "<section><h2>Forward, layer by layer</h2>" + _legend(series)
     limits = [layer.output.limit for layer in layers]
     yield _wide(plots.errors("error by layer", "layer, in order of execution", _unit(report), series, _common(limits)))
-    head = (
-        "#",
-        "torch",
-        "flax",
-        "shape",
-        "entered",
-        "output",
-        "alone",
-        "max |d|",
-        "rel. L2",
-        "cosine",
-        "ulp",
-        "verdict",
-    )
+    judged = ("entered", "output", "alone", "float64")
+    head = ("#", "torch", "flax", "shape", *judged, "max |d|", "rel. L2", "cosine", "ulp", "verdict")
     rows = [_layer_row(i, layer) for i, layer in enumerate(layers, 1)]
     yield _table(head, rows, opened=not all(layer.passed for layer in layers), title=f"{len(layers)} layers")
     yield "</section><section class='two'><div><h2>Outputs</h2>"
@@ -105,7 +93,7 @@ def _layer_dot(i: int, layer: Layer, difference: Difference) -> Dot:
 
 def _layer_row(i: int, layer: Layer) -> tuple[str, ...]:
     output = layer.output
-    verdict = "ok" if layer.passed else "fail"
+    verdict = "ok" if layer.passed else "inherited" if layer.right_alone and layer.local else "fail"
     return (
         _cell(str(i), i),
         _name(layer.name),

@@ -43,7 +43,8 @@ th[aria-sort=ascending] button::after { content: " ↑"; } th[aria-sort=descendi
 td { padding: 3px 8px; border-top: 1px solid var(--grid); }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.name { font-family: ui-monospace, monospace; font-size: 12px; overflow-wrap: anywhere; }
-td.fail { color: var(--red); font-weight: 600; } td.ok { color: var(--green); } td.kink { color: var(--violet); }
+td.fail { color: var(--red); font-weight: 600; } td.ok { color: var(--green); }
+td.kink, td.inherited { color: var(--violet); }
 """
 
 # A click on a column's head sorts by it, numbers by value and the rest by text; another turns the order round.
