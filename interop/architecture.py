@@ -2,18 +2,18 @@
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from interop.engine import flatten, plan_to_flax, plan_to_torch
+from interop.engine import plan_to_flax, plan_to_torch
 from interop.layout import Spec
 from interop.problems import WeightsError
 from interop.rules import Table, compiled, exceptions, match
 from interop.tables import table as table_of
 from jaxkit.errors import ConfigError
 from jaxkit.models import IMAGE_SIDES, MODELS
+from jaxkit.problems import nearest
 
 # What data parallelism, compilation, sharding and wrappers put before a model's own names.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
@@ -47,19 +47,22 @@ def architecture(model: Any, image_size: tuple[int, int] | None = None) -> Archi
     if ".py" in model:
         return architecture(_from_file(model), image_size)
     if model not in MODELS:
-        nearest = get_close_matches(model, MODELS, 1, 0)
-        raise ConfigError(f"no model is named {model!r}; did you mean {nearest[0]!r}? All: {', '.join(MODELS)}")
+        raise ConfigError(f"no model is named {model!r}{nearest(model, MODELS)}. All: {', '.join(MODELS)}")
     return Architecture(model, table_of(model), lambda specs: _classifier_shapes(model, specs, image_size))
 
 
-def guess(specs: Mapping[str, Spec], layout: str) -> str:
+def guess(specs: Mapping[str, Spec], layout: str, image_size: tuple[int, int] | None = None) -> str:
     """Names the model of the zoo that weights of these names and shapes are of; ``layout`` is ``torch`` or ``flax``.
+
+    ``image_size`` is height and width, for the models whose weights depend on it.
 
     Raises:
         ConfigError: if there is none, or several with different tables.
     """
     fitting = [
-        name for name in MODELS if _names_fit(specs, table_of(name), layout) and _shapes_fit(name, specs, layout)
+        name
+        for name in MODELS
+        if _names_fit(specs, table_of(name), layout) and _shapes_fit(architecture(name, image_size), specs, layout)
     ]
     tables = {id(table_of(name)) for name in fitting}
     if not fitting:
@@ -101,6 +104,23 @@ def num_classes(specs: Mapping[str, Spec], table: Table) -> int | None:
     return None
 
 
+def image_channels(specs: Mapping[str, Spec]) -> int:
+    """How many channels the images of torch weights have: the inputs of the stem; 3 where no kernel tells."""
+    inputs = [spec.shape[1] for spec in specs.values() if len(spec.shape) == 4] or [3]
+    # The stem comes first in torch's order; Flax's is the alphabet's, but few layers other than a stem have 3 inputs.
+    return 3 if 3 in inputs else inputs[0]
+
+
+def require_fit(found: Architecture, specs: Mapping[str, Spec]) -> None:
+    """Raises WeightsError unless Flax leaves of these names and shapes are all of the architecture's variables."""
+    torch = {
+        key: Spec(move.torch_shape, specs[move.flax[0]].dtype)
+        for move in plan_to_torch(specs, found.table).moves
+        for key in move.torch
+    }
+    plan_to_flax(torch, found.table, found.like(torch))
+
+
 def _from_file(model: str) -> Any:
     """Runs the user's own file and takes a name out of it."""
     path, _, name = model.partition(":")
@@ -122,12 +142,8 @@ def _shapes(module: Any, *inputs: Any) -> Mapping[str, Any]:
 
 def _classifier_shapes(name: str, specs: Mapping[str, Spec], image_size: tuple[int, int] | None) -> Mapping[str, Any]:
     """The variables of a classifier with as many classes and image channels as the weights have."""
-    kernels = [spec.shape for spec in specs.values() if len(spec.shape) == 4]
-    # The stem comes first in torch's order; Flax's is the alphabet's, but few layers other than a stem have 3 inputs.
-    inputs = [kernel[1] for kernel in kernels] or [3]
-    channels = 3 if 3 in inputs else inputs[0]
     size = image_size or (IMAGE_SIDES[name],) * 2
-    return _zoo_shapes(name, num_classes(specs, table_of(name)) or 1000, (1, *size, channels))
+    return _zoo_shapes(name, num_classes(specs, table_of(name)) or 1000, (1, *size, image_channels(specs)))
 
 
 @cache
@@ -148,18 +164,12 @@ def _names_fit(specs: Mapping[str, Spec], table: Table, layout: str) -> bool:
     return all(any(match(pattern, name) for pattern in (*patterns, *also)) for name in specs)
 
 
-def _shapes_fit(name: str, specs: Mapping[str, Spec], layout: str) -> bool:
-    found = architecture(name)
+def _shapes_fit(found: Architecture, specs: Mapping[str, Spec], layout: str) -> bool:
     try:
         if layout == "torch":
             plan_to_flax(specs, found.table, found.like(specs))
-            return True
-        torch = {
-            key: Spec(move.torch_shape, specs[move.flax[0]].dtype)
-            for move in plan_to_torch(specs, found.table).moves
-            for key in move.torch
-        }
-        shapes = {path: tuple(leaf.shape) for path, leaf in flatten(found.like(torch)).items()}
-        return shapes == {path: spec.shape for path, spec in specs.items()}
+        else:
+            require_fit(found, specs)
     except WeightsError:
         return False
+    return True

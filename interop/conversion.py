@@ -1,23 +1,20 @@
 """Converts weight files between torch and Flax, a tensor at a time."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from interop import manifest
-from interop.architecture import Architecture, architecture, guess, stripped
-from interop.engine import Plan, check_tied, flatten, plan_to_flax, plan_to_torch, unflatten
-from interop.files import Weights, open_weights, write_weights
+from interop.architecture import architecture, require_fit
+from interop.engine import flatten, plan_to_torch, unflatten
+from interop.files import open_weights, write_weights
+from interop.job import Job, cast_type, plan_conversion
 from interop.layout import Spec
 from interop.problems import Problems, WeightsError
-from interop.streaming import moved, torch_arrays, torch_specs
-from jaxkit.errors import ConfigError
-
-DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16), "f16": np.dtype(np.float16)}
+from interop.streaming import torch_arrays, torch_specs
 
 
 class Conversion(NamedTuple):
@@ -38,17 +35,6 @@ class Conversion(NamedTuple):
         return told
 
 
-class _Job(NamedTuple):
-    """A plan over an open file: what is written, in order, and from what."""
-
-    source: Weights
-    names: dict[str, str]
-    found: Architecture
-    plan: Plan
-    specs: dict[str, Spec]
-    arrays: Callable[[], Iterator[tuple[str, np.ndarray]]]
-
-
 def load(
     source: str | Path,
     model: Any = None,
@@ -65,22 +51,27 @@ def load(
         image_size: height and width, for models whose weights depend on it.
 
     Raises:
-        WeightsError: if the weights do not fit the model, or have 64 bits, which JAX would cut to 32 without a word.
+        WeightsError: if the weights do not fit the model, hold not-a-numbers, or have 64 bits, which JAX would cut to
+            32 without a word.
         FileError: if the file is damaged or unsafe.
         ConfigError: if there is no such file or model.
     """
     with open_weights(Path(source), container) as weights:
         if weights.format == "flax":
+            if model is not None:
+                require_fit(architecture(model, image_size), weights.specs)
             flat, like = {name: np.array(weights.read(name)) for name in weights.specs}, None
         else:
-            job = _job(weights, "flax", model, "keep", image_size)
+            job = plan_conversion(weights, "flax", model, "keep", image_size)
             like = job.found.like({name: weights.specs[key] for name, key in job.names.items()})
             flat = dict(job.arrays())
-        wide = [
-            f"{name} is {a.dtype}, which JAX narrows to 32 bits" for name, a in flat.items() if a.dtype.itemsize == 8
-        ]
-        if wide:
-            raise WeightsError(Problems(narrowed=[f"{line}; convert with --dtype f32 first" for line in wide]))
+    wide = [
+        f"{name} is {a.dtype}, which JAX narrows to 32 bits; convert with --dtype f32 first"
+        for name, a in flat.items()
+        if a.dtype.itemsize == 8
+    ]
+    broken = [f"{name} holds not-a-numbers" for name, a in flat.items() if manifest.has_nan(a)]
+    Problems(narrowed=wide, damaged=broken).raise_any()
     return _tree(flat, like)
 
 
@@ -101,10 +92,10 @@ def save(
     """
     given = flatten(variables)
     found = architecture(model)
-    plan = plan_to_torch({path: Spec(tuple(a.shape), np.dtype(a.dtype)) for path, a in given.items()}, found.table)
+    moves = plan_to_torch({path: Spec(tuple(a.shape), np.dtype(a.dtype)) for path, a in given.items()}, found.table)
     if format == "torch":
-        specs = torch_specs(plan, given)
-        arrays = torch_arrays(plan, lambda path: np.asarray(given[path]), specs)
+        specs = torch_specs(moves, given)
+        arrays = torch_arrays(moves, lambda path: np.asarray(given[path]), specs)
     else:
         specs = {path: Spec(tuple(a.shape), np.dtype(a.dtype)) for path, a in given.items()}
         arrays = ((path, np.asarray(a)) for path, a in given.items())
@@ -133,7 +124,9 @@ def convert(
     dry_run: bool = False,
     force: bool = False,
 ) -> Conversion:
-    """Converts a file of one framework to one of the other; memory holds a tensor at a time.
+    """Converts a file of either framework to one of the framework ``to``; memory holds a tensor at a time.
+
+    Of the framework that it is of already, names and layouts stay; kind of file, type and shards may be others.
 
     Args:
         source: any file or folder that :func:`interop.files.open_weights` reads.
@@ -154,14 +147,12 @@ def convert(
         ConfigError: if there is no such file or model, or the destination is there already.
     """
     with open_weights(Path(source), container) as weights:
-        if weights.format == to:
-            raise ConfigError(f"{source} has {to} layouts already; did you mean the other direction?")
-        job = _job(weights, to, model, dtype, image_size)
+        job = plan_conversion(weights, to, model, dtype, image_size)
         done = _described(job)
         if dry_run:
             return done
         metadata = manifest.converted(weights, job.names, done.model, job.found.table, job.plan.dropped)
-        write_weights(
+        written = write_weights(
             Path(destination),
             job.specs,
             job.arrays(),
@@ -171,51 +162,12 @@ def convert(
             force=force,
         )
         if check:
-            done.notes.append(_checked(job, Path(destination), to, dtype))
+            # of shards the index comes last
+            done.notes.append(_checked(job, written[-1], to, dtype))
         return done
 
 
-def _job(weights: Weights, to: str, model: Any, dtype: str, image_size: tuple[int, int] | None) -> _Job:
-    """Plans the conversion of an open file."""
-    specs = weights.specs
-    if to == "torch":
-        origin = manifest.read(weights)
-        found = architecture(model or origin.get("model") or guess(specs, "flax"), image_size)
-        plan = plan_to_torch(specs, found.table)
-        kept = origin.get("dropped", {}).items()
-        restored = {key: np.array(value, dtype) for key, (dtype, value) in kept if key in plan.refills}
-        planned = torch_specs(plan, specs, restored)
-        cast = {name: Spec(spec.shape, _cast(spec.dtype, dtype)) for name, spec in planned.items()}
-        return _Job(
-            weights,
-            {name: name for name in specs},
-            found,
-            plan,
-            cast,
-            lambda: torch_arrays(plan, weights.read, cast, restored),
-        )
-    names, notes = stripped(list(specs), architecture(model).table if model else None)
-    weights.notes += [note for note in notes if note not in weights.notes]
-    given = {name: specs[key] for name, key in names.items()}
-    found = architecture(model or guess(given, "torch"), image_size)
-    like = found.like(given)
-    plan = plan_to_flax(given, found.table, like)
-    leaves = flatten(like)
-    planned = {path: Spec(move.flax_shape, given[move.torch[0]].dtype) for move in plan.moves for path in move.flax}
-    planned |= {path: Spec(tuple(leaves[path].shape), np.dtype(leaves[path].dtype)) for path in plan.filled}
-    cast = {name: Spec(spec.shape, _cast(spec.dtype, dtype)) for name, spec in planned.items()}
-
-    def arrays():
-        for alias, key in plan.tied.items():
-            check_tied(alias, key, weights.read(names[alias]), weights.read(names[key]))
-        yield from moved(plan.moves, True, lambda key: weights.read(names[key]), cast)
-        for path, fill in plan.filled.items():
-            yield path, np.full(cast[path].shape, fill.fill, cast[path].dtype)
-
-    return _Job(weights, names, found, plan, cast, arrays)
-
-
-def _described(job: _Job) -> Conversion:
+def _described(job: Job) -> Conversion:
     size = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in job.specs.values())
     notes = list(job.source.notes)
     for reason, keys in _inverted(job.plan.dropped).items():
@@ -229,17 +181,20 @@ def _described(job: _Job) -> Conversion:
     return Conversion(job.found.name, len(job.specs), size, notes, blind)
 
 
-def _checked(job: _Job, destination: Path, to: str, dtype: str) -> str:
+def _checked(job: Job, destination: Path, to: str, dtype: str) -> str:
     """Reads what was written, converts it back and compares it with the source; says how many tensors it compared."""
-    back = "torch" if to == "flax" else "flax"
+    found = job.found
+    if to == "torch":
+        # the shapes are known: those of the source
+        found = found._replace(like=lambda _: unflatten(job.source.specs))
     with open_weights(destination) as written:
-        returned = _job(written, back, job.found, "keep", None)
+        returned = plan_conversion(written, job.source.format, found, "keep", None)
         differing, compared = [], 0
         for name, array in returned.arrays():
             if name not in job.names or name in job.plan.dropped:
                 continue
             given = job.source.read(job.names[name])
-            expected = given.astype(_cast(given.dtype, dtype), copy=False)
+            expected = given.astype(cast_type(given.dtype, dtype), copy=False)
             compared += 1
             if array.shape != expected.shape or array.tobytes() != np.ascontiguousarray(expected).tobytes():
                 differing.append(f"{name} does not come back as it was")
@@ -248,11 +203,6 @@ def _checked(job: _Job, destination: Path, to: str, dtype: str) -> str:
     if differing:
         raise WeightsError(Problems(damaged=differing))
     return f"checked: {compared} tensors read from {destination} come back bit for bit"
-
-
-def _cast(dtype: np.dtype, to: str) -> np.dtype:
-    floating = dtype.kind == "f" or dtype == DTYPES["bf16"]
-    return DTYPES[to] if floating and to != "keep" else dtype
 
 
 def _inverted(dropped: Mapping[str, str]) -> dict[str, list[str]]:

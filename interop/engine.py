@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from interop.layers import Filled
+from interop.layers import Dropped, Filled
 from interop.layout import Shape, Spec, contiguous, spec
 from interop.problems import Problems, WeightsError
 from interop.rules import Rule, Table, compiled, exceptions, grouped, match, origins, written
@@ -177,11 +177,12 @@ def plan_to_torch(specs: Mapping[str, Spec], table: Table) -> Plan:
     problems.raise_any()
 
     names = {key: None for move in moves for key in move.torch}
-    modules = dict.fromkeys(key.rpartition(".")[0] for key in names)
-    refills = {}
-    for pattern, drop in dropped.items():
-        siblings = [".".join(filter(None, (module, pattern.rpartition(".")[2]))) for module in modules]
-        refills |= {key: drop.refill for key in siblings if drop.refill is not None and match(pattern, key)}
+    refills = {
+        key: drop.refill
+        for pattern, drop in dropped.items()
+        if drop.refill is not None
+        for key in _refilled(pattern, table, names)
+    }
     aliases = {
         written(alias, found.groupdict()): key
         for alias, to in tied.items()
@@ -216,6 +217,27 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[name] = value
     return tree
+
+
+def _refilled(pattern: str, table: Table, names: Mapping[str, Any]) -> list[str]:
+    """The torch leaves of a pattern that is dropped, in the modules that the converted leaves lie in.
+
+    One that no number stands in, of a row that converts nothing, is there whatever else is.
+    """
+    modules = dict.fromkeys(module for key in names for module in _parents(key))
+    leaf = pattern.rpartition(".")[2]
+    siblings = [".".join(filter(None, (module, leaf))) for module in modules]
+    rows = [(torch, kind) for torch, _, kind in table if all(isinstance(place, Dropped) for place in kind.values())]
+    alone = "{" not in pattern and any(
+        pattern == ".".join(filter(None, (torch, name))) for torch, kind in rows for name in kind
+    )
+    return [pattern] if alone else [key for key in siblings if match(pattern, key)]
+
+
+def _parents(key: str) -> list[str]:
+    """The modules around a leaf: of ``a.b.weight``, a.b, a, and the model itself."""
+    parts = key.split(".")[:-1]
+    return [".".join(parts[:i]) for i in range(len(parts), -1, -1)]
 
 
 def _like(flat: Mapping[str, Any], like: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

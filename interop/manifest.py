@@ -11,12 +11,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from interop.files import Weights
+from interop.files import FileError, Weights
+from interop.files.strict_json import parse
 from interop.problems import Problems, WeightsError
 from interop.rules import Table
 
 _KEY = "jaxkit"
 _CHUNK = 1 << 20
+_WHOLE = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
 def written(model: str) -> dict[str, str]:
@@ -35,12 +37,13 @@ def converted(
     Raises WeightsError for not-a-numbers: weights that a training run has destroyed.
     """
     with ThreadPoolExecutor(1) as other:
-        files = other.submit(lambda: {path.name: _file_hash(path) for path in weights.files})
+        root = weights.path if weights.path.is_dir() else weights.path.parent
+        files = other.submit(lambda: {str(path.relative_to(root)): _file_hash(path) for path in weights.files})
         tensors, broken = {}, []
         for name, key in names.items():
             array = weights.read(key)
             tensors[name] = _hash(array)
-            if _has_nan(array):
+            if has_nan(array):
                 broken.append(f"{key} holds not-a-numbers")
     if broken:
         raise WeightsError(Problems(damaged=broken))
@@ -61,9 +64,34 @@ def converted(
 
 
 def read(weights: Weights) -> dict[str, Any]:
-    """The manifest of a file; empty if it has none."""
+    """The manifest of a file; empty if it has none.
+
+    Raises FileError for one that was not written here: the file may come from anywhere.
+    """
     text = weights.metadata.get(_KEY)
-    return json.loads(text) if text else {}
+    if text is None:
+        return {}
+    found = parse(text.encode(), weights.path, "manifest")
+    kept = found.get("dropped", {})
+    if not isinstance(found.get("model"), str) or not isinstance(kept, dict):
+        raise FileError(weights.path, "its manifest does not say which model it is of, and what was left out", _KEY)
+    for key, entry in kept.items():
+        if not _is_number(entry):
+            raise FileError(weights.path, "its manifest keeps something else than a whole number in range", key)
+    return found
+
+
+def _is_number(entry: Any) -> bool:
+    """Whether an entry of ``dropped`` is the name of a type of one whole number, and a number of it, maybe in lists."""
+    match entry:
+        case [str(name), value] if name in _WHOLE:
+            while isinstance(value, list) and len(value) == 1:
+                (value,) = value
+            limits = np.iinfo(name) if name != "bool" else None
+            fits = limits is not None and type(value) is int and limits.min <= value <= limits.max
+            return fits or (limits is None and type(value) is bool)
+        case _:
+            return False
 
 
 def _hash(array: np.ndarray) -> str:
@@ -75,7 +103,7 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _has_nan(array: np.ndarray) -> bool:
+def has_nan(array: np.ndarray) -> bool:
     """Whether a floating-point array holds a not-a-number; looked at in pieces that a core's cache holds."""
     if array.dtype.kind != "f" and array.dtype != np.dtype(ml_dtypes.bfloat16):
         return False

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from interop.layers import Dropped, Filled, Kind, Place, Tied
 from interop.layout import Layout, Shape, parse
 from interop.problems import Problems
+from jaxkit.errors import ConfigError
 
 Table = tuple[tuple[str, str, Kind], ...]
 
@@ -55,14 +56,18 @@ class Group(NamedTuple):
 
 
 def compiled(table: Table) -> list[Rule]:
-    """Spells out what a table says of every leaf that is converted."""
+    """Spells out what a table says of every leaf that is converted.
+
+    Raises ConfigError for a row one of whose columns has a number that the other has not.
+    """
     rules = []
     for torch, flax, kind in table:
         for names, place in kind.items():
             if isinstance(place, Place):
                 paths = tuple(_within(path, flax) for path in _tuple(place.paths))
                 sums = place.sums or (tuple((i,) for i in range(len(paths))) if len(paths) > 1 else ())
-                keys = tuple(_joined(torch, name) for name in _tuple(names))
+                keys = tuple(_joined(torch, _first_layer(name, flax)) for name in _tuple(names))
+                _require_same_numbers((torch, flax), keys, paths)
                 rules.append(Rule(keys, paths, parse(place.layout), sums, (torch, flax)))
     return rules
 
@@ -168,6 +173,17 @@ def _regex(pattern: str) -> re.Pattern:
             literals[i] = rf"(?P={text})" if text in seen else rf"(?P<{text}>\d+)"
             seen.add(text)
     return re.compile("".join(literals))
+
+
+def _first_layer(name: str, flax: str) -> str:
+    """A recurrent layer's leaf; that of its first layer, where the Flax column has no place for more."""
+    return name if re.search(r"[{\[]layer[}\]]", flax) else name.replace("{layer}", "0")
+
+
+def _require_same_numbers(row: tuple[str, str], keys: tuple[str, ...], paths: tuple[str, ...]) -> None:
+    sides = [{number for name in names for number in re.findall(r"[{\[](\w+)[}\]]", name)} for names in (keys, paths)]
+    if odd := sides[0] ^ sides[1]:
+        raise ConfigError(f"the table's row {row[0]!r}, {row[1]!r}: write {{{min(odd)}}} into both columns")
 
 
 def _tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:

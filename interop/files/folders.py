@@ -8,6 +8,8 @@ from interop.files.errors import FileError, listed
 from interop.files.weights import Weights
 from jaxkit.errors import ConfigError
 
+# under which metadata has the name of a run's model
+MODEL = "model"
 # what save_pretrained writes, safe formats first
 NAMES = (
     "model.safetensors", "model.safetensors.index.json", "diffusion_pytorch_model.safetensors",
@@ -101,4 +103,13 @@ def _open_step(folder: Path, container: str | None, notes: list[str]) -> Weights
     if (folder / "state").is_dir():
         entries |= orbax.open_folder(folder / "state").entries()
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return Weights(folder, "flax", entries, files=files, metadata={"step": folder.name}, notes=notes)
+    metadata = {"step": folder.name, **_model(folder.parent.parent / "config.yaml")}
+    return Weights(folder, "flax", entries, files=files, metadata=metadata, notes=notes)
+
+
+def _model(config: Path) -> dict[str, str]:
+    """What the metadata says of the model that a run's config names, where there is one."""
+    from jaxkit.config import load, trained_model
+
+    model = trained_model(load(config).task) if config.is_file() else None
+    return {} if model is None else {MODEL: model.name}

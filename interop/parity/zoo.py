@@ -8,7 +8,7 @@ import torch
 from flax import linen as nn
 
 from interop import reference
-from interop.architecture import architecture, num_classes, stripped
+from interop.architecture import architecture, image_channels, num_classes, stripped
 from interop.engine import plan_to_flax, to_torch, unflatten
 from interop.files import open_weights
 from interop.layout import spec
@@ -52,9 +52,10 @@ def twins(name: str, weights: Path | None, image_size: int | None, batch: int, s
         raise ConfigError(f"--batch {batch}: at least 2 are needed, or a normalisation has nothing to train on")
     own = models.IMAGE_SIDES[name]
     side = image_size or _SIDES.get(own, own)
-    shape, table = (side, side, 3), architecture(name).table
+    table = architecture(name).table
     state = None if weights is None else _read(weights, name, table, side)
     classes = _CLASSES if state is None else num_classes(state, table)
+    shape = (side, side, 3 if state is None else image_channels(state))
 
     torch.manual_seed(seed)
     fields = {"dropout_rate": 0.0} if name in models.WITH_DROPOUT else {}

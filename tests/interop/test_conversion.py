@@ -15,7 +15,7 @@ from interop import reference
 from interop.architecture import Architecture, architecture, guess
 from interop.conversion import convert
 from interop.engine import flatten
-from interop.files import open_weights, write_weights
+from interop.files import FileError, open_weights, write_weights
 from interop.layers import conv
 from interop.layout import Spec, spec
 from interop.listing import diff, explain, inspect
@@ -147,9 +147,74 @@ def test_a_dry_run_writes_nothing(checkpoint, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_the_wrong_direction_and_the_wrong_model_are_told(checkpoint, tmp_path):
-    with pytest.raises(ConfigError, match="torch layouts already"):
-        convert(checkpoint, tmp_path / "x.pt", "torch")
+def test_a_file_of_the_framework_asked_for_is_written_anew_as_it_is(checkpoint, tmp_path):
+    done = convert(checkpoint, tmp_path / "x.safetensors", "torch", check=True)
+    assert "names and layouts are torch's already and stay as they are" in done.notes
+    assert contents(tmp_path / "x.safetensors") == contents(checkpoint)
+    convert(tmp_path / "x.safetensors", tmp_path / "half.safetensors", "torch", dtype="bf16", check=True)
+    kinds = {name: kind for name, (kind, _, _) in contents(tmp_path / "half.safetensors").items()}
+    assert {kinds["module.conv1.weight"], kinds["module.bn1.num_batches_tracked"]} == {"bfloat16", "int64"}
+
+
+def test_a_model_that_is_guessed_is_told(checkpoint, tmp_path):
+    note = f"guessed the model from names and shapes: {NAME}"
+    assert note in convert(checkpoint, tmp_path / "a.safetensors", "flax").notes
+    assert note not in convert(checkpoint, tmp_path / "b.safetensors", "flax", NAME).notes
+    # a converted file says which it is of
+    assert note not in convert(tmp_path / "a.safetensors", tmp_path / "c.pt", "torch").notes
+
+
+def test_the_size_of_images_is_heeded_in_guessing(tmp_path):
+    torch.save(reference.build("lenet", 10, (28, 28, 1)).state_dict(), tmp_path / "mnist.pt")
+    with pytest.raises(ConfigError, match="none of the zoo's models"):
+        convert(tmp_path / "mnist.pt", tmp_path / "x.safetensors", "flax")
+    done = convert(tmp_path / "mnist.pt", tmp_path / "x.safetensors", "flax", image_size=(28, 28), check=True)
+    assert done.model == "lenet"
+    # the way back needs no size, nor does the check of it
+    convert(tmp_path / "x.safetensors", tmp_path / "y.pt", "torch", check=True)
+    assert contents(tmp_path / "y.pt") == contents(tmp_path / "mnist.pt")
+
+
+def test_shards_are_checked_through_their_index(checkpoint, tmp_path):
+    done = convert(checkpoint, tmp_path / "x.safetensors", "flax", max_shard_size=4000, check=True)
+    assert "come back bit for bit" in done.notes[-1]
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_flax_weights_of_another_model_and_not_a_numbers_are_not_loaded(checkpoint, tmp_path):
+    convert(checkpoint, tmp_path / "x.safetensors", "flax")
+    assert interop.load(tmp_path / "x.safetensors", NAME).keys() == {"params", "batch_stats"}
+    with pytest.raises(WeightsError, match="misshapen"):
+        interop.load(tmp_path / "x.safetensors", "resnet8")
+    variables = interop.load(checkpoint)
+    variables["params"]["head"]["bias"][2] = np.nan
+    interop.save(variables, tmp_path / "nan.safetensors", NAME)
+    with pytest.raises(WeightsError, match="params/head/bias holds not-a-numbers"):
+        interop.load(tmp_path / "nan.safetensors")
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "no json",
+        "[]",
+        '{"model": 3}',
+        '{"model": "resnet20", "dropped": {"bn1.num_batches_tracked": ["object", 1]}}',
+        '{"model": "resnet20", "dropped": {"bn1.num_batches_tracked": ["int8", 1000]}}',
+        '{"model": "resnet20", "dropped": {"bn1.num_batches_tracked": ["int64", "1"]}}',
+        '{"model": "resnet20", "dropped": {"bn1.num_batches_tracked": ["bool", 1]}}',
+    ],
+)
+def test_a_manifest_that_was_not_written_here_is_damage(tmp_path, manifest):
+    zeros = np.zeros(2, np.float32)
+    specs, pairs = {"params/head/bias": spec(zeros)}, [("params/head/bias", zeros)]
+    options = {"format": "flax", "metadata": {"jaxkit": manifest}, "max_shard_size": None, "force": False}
+    write_weights(tmp_path / "x.safetensors", specs, pairs, **options)
+    with pytest.raises(FileError, match="manifest"):
+        convert(tmp_path / "x.safetensors", tmp_path / "y.pt", "torch")
+
+
+def test_the_wrong_model_is_told(checkpoint, tmp_path):
     with pytest.raises(WeightsError, match=r"misshapen   conv1.weight \[4, 3, 3, 3\]"):
         convert(checkpoint, tmp_path / "x.safetensors", "flax", "resnet8")
     with pytest.raises(ConfigError, match="did you mean 'resnet20'"):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from interop.engine import WeightsError, flatten, to_flax, to_torch, unflatten
-from interop.layers import batch_norm, conv, dense, flatten_dense
+from interop.layers import Dropped, batch_norm, conv, dense, flatten_dense
+from jaxkit.errors import ConfigError
 
 TABLE = (
     ("conv1", "stem", conv),
@@ -162,3 +163,22 @@ def test_a_leaf_that_torch_has_no_place_for_is_refused_on_the_way_back(state_dic
 def test_engine_and_tables_import_neither_torch_nor_jax():
     program = "import sys, interop.engine, interop.tables; print(sorted({'torch', 'jax', 'flax'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
+
+
+def test_what_torch_alone_has_is_put_back_with_no_other_leaf_in_its_module():
+    table = (
+        ("embed.position", "", {"ids": Dropped("counts up", np.arange(3))}),
+        ("block{i}", "", {"mask": Dropped("made when it is called", np.ones(2, bool))}),
+        ("block{i}.dense", "block{i}", dense),
+        ("norm", "norm", batch_norm),
+    )
+    leaves = {"kernel": np.ones((2, 3), np.float32), "bias": np.ones(3, np.float32)}
+    state = to_torch({"params": {"block0": leaves, "block1": leaves}}, table)
+    assert [key for key in state if not key.startswith("block")] == ["embed.position.ids"]
+    assert {"block0.mask", "block1.mask"} < set(state)
+    np.testing.assert_array_equal(state["embed.position.ids"], np.arange(3))
+
+
+def test_a_row_with_a_number_in_one_column_alone_is_refused():
+    with pytest.raises(ConfigError, match=r"row 'blocks.{i}', 'block': write {i} into both columns"):
+        to_torch({"params": {}}, (("blocks.{i}", "block", dense),))

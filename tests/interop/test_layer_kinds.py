@@ -188,6 +188,20 @@ def test_gates_are_split_and_biases_summed_to_the_same_function_both_ways(net, c
     jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 
+def test_a_recurrent_row_without_a_number_is_of_the_first_layer():
+    x = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+    net, model = randomized(torch.nn.LSTM(3, 5, batch_first=True)), nn.RNN(nn.OptimizedLSTMCell(5, name="cell"))
+    table, like = (("", "cell", layers.lstm),), jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(x))
+    variables = to_flax(arrays(net), table, like)
+    with jax.default_matmul_precision("highest"):
+        np.testing.assert_allclose(
+            model.apply(variables, jnp.asarray(x)), net(torch.from_numpy(x))[0].detach(), atol=2e-6
+        )
+    assert set(to_torch(variables, table)) == set(net.state_dict())
+    with pytest.raises(WeightsError, match="weight_ih_l1"):
+        to_flax(arrays(torch.nn.LSTM(3, 5, num_layers=2)), table, like)
+
+
 LIKE = {"params": {"blocks": {"fc": {"kernel": np.zeros((3, 4, 5)), "bias": np.zeros((3, 5))}}}}
 STACKED = (("h.{layer}.fc", "blocks[layer]/fc", layers.dense),)
 

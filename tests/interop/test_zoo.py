@@ -83,15 +83,18 @@ def test_the_gradient_of_every_parameter_matches_torch(name):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_five_training_steps_end_with_the_parameters_and_running_statistics_of_torch(name):
-    net, model, like, variables = twins(name)
-    batches = [draw(image_shape(name), 8, seed) for seed in range(5)]
+    assert agree(training_error, name, 1e-5)
+
+
+def training_error(name, dtype):
+    net, model, like, variables = twins(name, dtype)
+    batches = [draw(image_shape(name), 8, seed, dtype) for seed in range(5)]
     # Gradients explode through dozens of norms over random weights: at 1e-5 a step moves a kernel of resnet50 by 1e-3
     # of itself, and what a kink (see below) changes in it grows from step to step. The statistics, which are what is
-    # tested here, need no large steps; the tiny networks take some.
-    learning_rate = 0.02 if name in TINY else 1e-8
+    # tested here, need no large steps; the tiny networks take some, but for inception's, as deep as the real one.
+    learning_rate = {"inception_tiny": 1e-5}.get(name, 0.02 if name in TINY else 1e-8)
     train_torch(net, batches, learning_rate)
-    expected = to_flax(arrays(net), table(name), like)
-    assert largest(train_flax(model, variables, batches, learning_rate), expected) <= 1e-5
+    return largest(train_flax(model, variables, batches, learning_rate), to_flax(arrays(net), table(name), like))
 
 
 def agree(error, name, tolerance):

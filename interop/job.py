@@ -1,0 +1,108 @@
+"""A conversion planned: what is written, in which order, and what it is made of."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from interop import manifest
+from interop.architecture import Architecture, architecture, guess, stripped
+from interop.engine import Plan, check_tied, flatten, plan_to_flax, plan_to_torch, unflatten
+from interop.files import Weights
+from interop.files.folders import MODEL
+from interop.layout import Spec
+from interop.streaming import moved, torch_arrays, torch_specs
+from jaxkit.errors import ConfigError
+from jaxkit.models import MODELS
+
+DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16), "f16": np.dtype(np.float16)}
+
+
+class Job(NamedTuple):
+    """A plan over an open file: what is written, in order, and from what; ``names`` maps the table's to the file's."""
+
+    source: Weights
+    names: dict[str, str]
+    found: Architecture
+    plan: Plan
+    specs: dict[str, Spec]
+    arrays: Callable[[], Iterator[tuple[str, np.ndarray]]]
+
+
+def plan_conversion(weights: Weights, to: str, model: Any, dtype: str, image_size: tuple[int, int] | None) -> Job:
+    """Plans the conversion of an open file to a framework; of the same one, to write the same tensors anew.
+
+    Arguments and errors are those of :func:`interop.conversion.convert`.
+    """
+    if weights.format == to:
+        return _copy(weights, model, dtype)
+    return (_to_torch if to == "torch" else _to_flax)(weights, model, dtype, image_size)
+
+
+def _copy(weights: Weights, model: Any, dtype: str) -> Job:
+    """Plans to write the same tensors anew."""
+    weights.notes.append(f"names and layouts are {weights.format}'s already and stay as they are")
+    cast = {name: Spec(spec.shape, cast_type(spec.dtype, dtype)) for name, spec in weights.specs.items()}
+    name = (model and architecture(model).name) or _recorded(weights) or "weights"
+    found, plan = Architecture(name, (), lambda specs: unflatten(specs)), Plan([], {}, {}, {}, {})
+
+    def arrays():
+        for name, spec in cast.items():
+            yield name, weights.read(name).astype(spec.dtype, copy=False)
+
+    return Job(weights, {name: name for name in cast}, found, plan, cast, arrays)
+
+
+def _to_torch(weights: Weights, model: Any, dtype: str, image_size: tuple[int, int] | None) -> Job:
+    origin, specs = manifest.read(weights), weights.specs
+    found = architecture(model or _known(weights, specs, "flax", image_size), image_size)
+    plan = plan_to_torch(specs, found.table)
+    kept = origin.get("dropped", {}).items()
+    restored = {key: np.array(value, dtype) for key, (dtype, value) in kept if key in plan.refills}
+    planned = torch_specs(plan, specs, restored)
+    cast = {name: Spec(spec.shape, cast_type(spec.dtype, dtype)) for name, spec in planned.items()}
+    names = {name: name for name in specs}
+    return Job(weights, names, found, plan, cast, lambda: torch_arrays(plan, weights.read, cast, restored))
+
+
+def _to_flax(weights: Weights, model: Any, dtype: str, image_size: tuple[int, int] | None) -> Job:
+    names, notes = stripped(list(weights.specs), architecture(model).table if model else None)
+    weights.notes += [note for note in notes if note not in weights.notes]
+    given = {name: weights.specs[key] for name, key in names.items()}
+    found = architecture(model or _known(weights, given, "torch", image_size), image_size)
+    like = found.like(given)
+    plan = plan_to_flax(given, found.table, like)
+    leaves = flatten(like)
+    planned = {path: Spec(move.flax_shape, given[move.torch[0]].dtype) for move in plan.moves for path in move.flax}
+    planned |= {path: Spec(tuple(leaves[path].shape), np.dtype(leaves[path].dtype)) for path in plan.filled}
+    cast = {name: Spec(spec.shape, cast_type(spec.dtype, dtype)) for name, spec in planned.items()}
+
+    def arrays():
+        for alias, key in plan.tied.items():
+            check_tied(alias, key, weights.read(names[alias]), weights.read(names[key]))
+        yield from moved(plan.moves, True, lambda key: weights.read(names[key]), cast)
+        for path, fill in plan.filled.items():
+            yield path, np.full(cast[path].shape, fill.fill, cast[path].dtype)
+
+    return Job(weights, names, found, plan, cast, arrays)
+
+
+def _known(weights: Weights, specs: Mapping[str, Spec], layout: str, image_size: tuple[int, int] | None) -> str:
+    """The model that the file says it is of; else the one that its keys fit."""
+    if (name := _recorded(weights)) is None:
+        name = guess(specs, layout, image_size)
+        weights.notes.append(f"guessed the model from names and shapes: {name}")
+    elif name not in MODELS:
+        raise ConfigError(f"{weights.path} is of {name}, a model of your own: name it with --model FILE.py:NAME")
+    return name
+
+
+def _recorded(weights: Weights) -> str | None:
+    return manifest.read(weights).get("model") or weights.metadata.get(MODEL)
+
+
+def cast_type(dtype: np.dtype, to: str) -> np.dtype:
+    """The type that a tensor of ``dtype`` is written as: only floating-point ones are cast; ``keep`` casts none."""
+    floating = dtype.kind == "f" or dtype == DTYPES["bf16"]
+    return DTYPES[to] if floating and to != "keep" else dtype
