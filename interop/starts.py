@@ -44,13 +44,14 @@ def read_weights(path: str, model: str, initial: Mapping[str, Any]) -> tuple[dic
         the variables, of the types of ``initial``, and lines that say what was taken and what was not.
 
     Raises:
-        WeightsError: for any other difference; for values of 64 bits, none, or that are not finite.
+        WeightsError: for any other difference; for integers, values of 64 bits, and not-a-numbers.
         FileError: if the file is damaged or unsafe.
         ConfigError: if there is no such file.
     """
     leaves, rows = flatten(initial), table(model)
     with open_weights(Path(path)) as weights:
         held, told = _held(weights, rows)
+        layout = weights.format
     bias = held.get("params/head/bias")
     own = leaves["params/head/bias"].shape[0]
     classes = bias.shape[0] if bias is not None and len(bias.shape) == 1 else own
@@ -58,13 +59,16 @@ def read_weights(path: str, model: str, initial: Mapping[str, Any]) -> tuple[dic
     auxiliary, theirs = _auxiliary(leaves), _auxiliary(held)
     absent, left_out = auxiliary - theirs, theirs if not auxiliary else set()
     wanted = {name: _sized(name, leaf, classes) for name, leaf in leaves.items() if _module(name) not in absent}
-    taken = {name for name in wanted if classes == own or not _HEAD.fullmatch(name)}
-    if left_out:
+    taken = [name for name in wanted if classes == own or not _HEAD.fullmatch(name)]
+    expected = dict(wanted)
+    if layout == "flax":
+        expected |= {name: spec for name, spec in held.items() if _module(name) in left_out}
+    elif left_out:
         rows = tuple((torch, flax, _dropped(kind) if flax.startswith("aux") else kind) for torch, flax, kind in rows)
 
-    found = flatten(load(path, Architecture(model, rows, lambda _: unflatten(wanted))))
-    found = {name: array for name, array in found.items() if _module(name) not in left_out}
-    _check(found, wanted)
+    found = flatten(load(path, Architecture(model, rows, lambda _: unflatten(expected))))
+    whole = [name for name in taken if not jnp.issubdtype(found[name].dtype, jnp.floating)]
+    Problems(damaged=[f"{name} is {found[name].dtype}, no floating-point numbers" for name in whole]).raise_any()
     filled = {name: jnp.asarray(found[name], leaf.dtype) if name in taken else leaf for name, leaf in leaves.items()}
 
     said = [f"{path}: {len(taken)} of {len(leaves)} arrays"]
@@ -146,22 +150,3 @@ def _sized(name: str, leaf: Any, classes: int) -> Spec:
 
 def _dropped(kind: Kind) -> Kind:
     return dict.fromkeys(kind, Dropped("the network has no auxiliary heads"))
-
-
-def _check(found: Mapping[str, np.ndarray], wanted: Mapping[str, Spec]) -> None:
-    """Raises WeightsError unless all leaves are there, and no others, each of its shape and with finite numbers."""
-    both = [name for name in wanted if name in found]
-    floating = [name for name in both if jnp.issubdtype(found[name].dtype, jnp.floating)]
-    Problems(
-        missing=[name for name in wanted if name not in found],
-        unexpected=[name for name in found if name not in wanted],
-        misshapen=[
-            f"{name} is {list(found[name].shape)}, {list(wanted[name].shape)} in the network"
-            for name in both
-            if found[name].shape != wanted[name].shape
-        ],
-        damaged=[
-            *(f"{name} is {found[name].dtype}, no floating-point numbers" for name in both if name not in floating),
-            *(f"{name} is not finite" for name in floating if not np.isfinite(np.float32(found[name])).all()),
-        ],
-    ).raise_any()

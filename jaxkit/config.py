@@ -15,7 +15,7 @@ from jaxkit.errors import ConfigError
 from jaxkit.problems import nearest, no_mapping, problems
 from jaxkit.schema import task_section
 from jaxkit.schema.data import SOURCES
-from jaxkit.schema.model import Pretrained
+from jaxkit.schema.model import Model, Pretrained
 from jaxkit.schema.optimizer import OPTIMIZERS
 from jaxkit.schema.section import Misfit, Section, one_of
 from jaxkit.schema.train import Tracking, Train
@@ -185,6 +185,11 @@ def with_sources(section, change: Callable[[Pretrained], Pretrained]):
     return section
 
 
+def trained_model(task: Section) -> Model | None:
+    """The model that a ``task`` section trains, if it names one."""
+    return getattr(task, "model", None) or getattr(task, "student", None)
+
+
 def source_config(source: Pretrained, above: tuple[str, ...] = ()) -> Config:
     """The config of the run that made, or will make, the weights of ``source``."""
     if source.config is not None:
@@ -201,9 +206,10 @@ def _with_model(source: Pretrained, above: tuple[str, ...]) -> Pretrained:
     if source.pinned is not None and source.model is not None:
         return source
     task = source_config(source, above).task
-    model = getattr(task, "model", None) or getattr(task, "student", None)
+    model = trained_model(task)
     if model is None:
         raise ConfigError(f"{above[-1]}: the task {task.name!r} of {source} trains no model that could teach")
+    model = model.model_copy(update={"pretrained": None})  # the run has weights of its own by now
     if source.model not in (None, model):
         raise ConfigError(
             f"{above[-1]}: the model of {source.config or source.workdir or source.checkpoint} is {model}"

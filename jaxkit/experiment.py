@@ -1,17 +1,17 @@
 """One experiment from its config to its results: puts data, task, optimizer and loop together in a workdir."""
 
 import contextlib
-import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 
 from jaxkit import checkpoint, parallel, workdir
@@ -24,6 +24,7 @@ from jaxkit.evaluation import compiled_evaluation, evaluate
 from jaxkit.optimizer import make_optimizer
 from jaxkit.schedules import make_schedule
 from jaxkit.schema.model import Pretrained
+from jaxkit.starts import begun, digest, say, warmed
 from jaxkit.tasks import TASKS
 from jaxkit.tasks.task import Context, Task
 from jaxkit.tracking import Tracker, write_atomically
@@ -34,7 +35,14 @@ CACHE = Path("~/.cache/jaxkit/xla")
 
 
 def run(
-    config: Config, folder: Path, resume: str = "latest", force: bool = False, wait: bool = False
+    config: Config,
+    folder: Path,
+    resume: str = "latest",
+    force: bool = False,
+    wait: bool = False,
+    *,
+    read_weights: Callable | None = None,
+    begin: Callable | None = None,
 ) -> dict[str, Any]:
     """Trains what ``config`` says in the workdir ``folder``; returns what its ``results.json`` holds.
 
@@ -44,14 +52,21 @@ def run(
         resume: ``latest``, a step, or ``never``.
         force: whether an earlier run may be overwritten.
         wait: whether to wait for another run in the same folder.
+        read_weights: of :class:`jaxkit.tasks.task.Context`, for a config that names weights to start from.
+        begin: ``config, examples, rate, state -> state, lines to print``: takes the state at step 0 of a new run to
+            where a run of another framework stopped.
 
     Raises:
         UserError: whatever the user can mend.
     """
     with workdir.held(folder, wait), _precision(config):
-        # The folder is touched last: whatever is wrong with the config, the data or a teacher leaves it as it was.
-        source, job = prepare(config, folder)
-        plan = workdir.plan(folder, config, resume, force)
+        if begin is not None and not force and (folder / "config.yaml").is_file():
+            raise ConfigError(
+                f"{folder} holds a run: leave --from-torch out to go on with it, or overwrite it with --force"
+            )
+        # The folder is touched last: whatever is wrong with the config, data, weights or a teacher leaves it as it was.
+        source, job = prepare(config, folder, read_weights)
+        plan = workdir.plan(folder, config, resume if begin is None else "never", force)
         if plan.start is not None and plan.start > job.steps:
             raise ConfigError(
                 f"{folder} is at step {plan.start}, beyond the {job.steps} of this config; choose another --workdir"
@@ -59,9 +74,8 @@ def run(
         results = workdir.finished(folder)
         if plan.start == job.steps and results is not None and results["config"] == config.digest():
             return results
-        for line in job.task.notes if jax.process_index() == 0 else ():
-            print(line)
-        trainer = _trainer(job, plan.start)
+        say(job.task.notes)
+        trainer = _trainer(job, plan.start, begin and partial(begin, config, len(source.train)))
         _fit(trainer, config, folder, plan)
         rate = trainer.steps_per_second
         train = {
@@ -77,14 +91,14 @@ def run(
         return workdir.finish(folder, config, train)
 
 
-def prepare(config: Config, folder: Path) -> tuple[Source, Run]:
+def prepare(config: Config, folder: Path, read_weights: Callable | None = None) -> tuple[Source, Run]:
     """Puts together what ``config`` trains; writes nothing in ``folder``.
 
     Raises:
         UserError: whatever is wrong with the config, the data or a teacher.
     """
     parallel.check_divides(config.data.batch_size, config.optimizer.accumulate)
-    source, feed, task, executor = _assemble(config)
+    source, feed, task, executor = _assemble(config, read_weights)
     steps, per_epoch = _length(config, len(source.train))
     metric, mode = config.ranking()
     return source, Run(
@@ -102,13 +116,14 @@ def prepare(config: Config, folder: Path) -> tuple[Source, Run]:
     )
 
 
-def _trainer(job: Run, start: int | None) -> Trainer:
-    """A compiled trainer at step 0, or where the checkpoint of step ``start`` was written."""
+def _trainer(job: Run, start: int | None, begin: Callable | None) -> Trainer:
+    """A compiled trainer at step 0, where ``begin`` leads from there, or where the checkpoint of step ``start`` is."""
     key = jax.random.PRNGKey(job.config.seed)
-    state, frozen = initial_state(job.task, job.feed, job.optimizer, job.executor, key)
+    task = warmed(job.task) if start is None and begin is None else job.task
+    state, frozen = initial_state(task, job.feed, job.optimizer, job.executor, key)
     note = {"frozen": digest(frozen)}
     if start is None:
-        return Trainer(job, state, frozen, {}, note)
+        return Trainer(job, begun(begin, job, state) if begin else state, frozen, {}, note)
     found, meta = checkpoint.restore(job.workdir / "checkpoints", start, saved_items(state))
     _check_frozen(job.workdir, meta, note["frozen"])
     job.feed.restore(meta["loader"])
@@ -117,7 +132,7 @@ def _trainer(job: Run, start: int | None) -> Trainer:
 
 def _fit(trainer: Trainer, config: Config, folder: Path, plan: workdir.Plan) -> None:
     """Claims the folder and trains."""
-    tracker = Tracker(folder, config, start=plan.start or 0, steps=trainer.run.steps)
+    tracker = Tracker(folder, config, start=trainer.start, steps=trainer.run.steps)
     workdir.claim(folder, config, with_sources(config, pinned), plan)
     saved = checkpoint.Checkpoints(
         folder / "checkpoints",
@@ -162,7 +177,9 @@ def write_evaluation(folder: Path, result: dict[str, Any]) -> None:
         write_atomically(folder / f"evaluation_{result['step']}.json", json.dumps(result, indent=2) + "\n")
 
 
-def make_task(config: Config, num_classes: int, executor: parallel.Executor) -> Task:
+def make_task(
+    config: Config, num_classes: int, executor: parallel.Executor, read_weights: Callable | None = None
+) -> Task:
     """Makes the task that ``config.task`` names, for the data and the devices of this run.
 
     Raises:
@@ -171,7 +188,8 @@ def make_task(config: Config, num_classes: int, executor: parallel.Executor) -> 
     sync = config.train.sync_batch_norm
     context = Context(
         num_classes=num_classes,
-        load_weights=load_weights,
+        load_weights=load_weights if read_weights is None else partial(load_weights, read_weights=read_weights),
+        read_weights=read_weights,
         dtype=DTYPES[config.train.precision],
         axis_name=executor.axis_name if sync else None,
         batch_groups=executor.devices if executor.axis_name is None and not sync else 1,
@@ -182,17 +200,19 @@ def make_task(config: Config, num_classes: int, executor: parallel.Executor) -> 
     return task
 
 
-def load_weights(source: Pretrained, like: dict[str, PyTree]) -> dict[str, PyTree]:
+def load_weights(
+    source: Pretrained, like: dict[str, PyTree], read_weights: Callable | None = None
+) -> dict[str, PyTree]:
     """Reads ``params`` and ``state`` that a config points to; trains them first where it points to a config.
 
     Raises:
         UserError: if the run, the step or the checkpoint is not there, damaged, or of another model.
     """
-    path = Path(pinned(source).pinned)
+    path = Path(pinned(source, read_weights).pinned)
     return load_step(path.parent, int(path.name), like)
 
 
-def pinned(source: Pretrained) -> Pretrained:
+def pinned(source: Pretrained, read_weights: Callable | None = None) -> Pretrained:
     """The source with the checkpoint it comes down to: its own, the best of its run, or of the run of its config.
 
     Raises:
@@ -208,9 +228,8 @@ def pinned(source: Pretrained) -> Pretrained:
         config = source_config(source)
         folder = Path(source.workdir or Path(source.cache) / f"{Path(source.config).stem}-{config.digest()}")
         if source.config is not None and workdir.finished(folder) is None:
-            if jax.process_index() == 0:
-                print(f"{source.config} is trained first, in {folder}")
-            run(config, folder, wait=True)
+            say([f"{source.config} is trained first, in {folder}"])
+            run(config, folder, wait=True, read_weights=read_weights)
         path = folder / "checkpoints" / str(_best_or_last(folder, config))
     return source.model_copy(update={"pinned": str(path.absolute())})
 
@@ -222,17 +241,7 @@ def load_step(directory: Path, step: int, like: dict[str, PyTree]) -> dict[str, 
     return {"params": found[name], "state": found["state"]}
 
 
-def digest(tree: PyTree) -> str:
-    """Hash of all leaves of a tree: their paths, types, shapes and bytes."""
-    total = hashlib.blake2b(digest_size=16)
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        array = np.ascontiguousarray(leaf)
-        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        total.update(array.tobytes())
-    return total.hexdigest()
-
-
-def _assemble(config: Config) -> tuple[Source, Feed, Task, parallel.Executor]:
+def _assemble(config: Config, read_weights: Callable | None = None) -> tuple[Source, Feed, Task, parallel.Executor]:
     """Data, task and devices of a run."""
     if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
@@ -246,7 +255,7 @@ def _assemble(config: Config) -> tuple[Source, Feed, Task, parallel.Executor]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return source, feed, make_task(config, source.num_classes, executor), executor
+    return source, feed, make_task(config, source.num_classes, executor, read_weights), executor
 
 
 def _precision(config: Config) -> contextlib.AbstractContextManager:

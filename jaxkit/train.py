@@ -170,6 +170,8 @@ class Trainer:
         placed = run.feed.prefetch(run.feed.batches(self.start), run.executor.put_batch)
         self._began = time.perf_counter()
         with Stop() as stop, closing(placed) as batches:
+            if self.start and self._saved is None:
+                self._save()  # the file it was begun from need not be there again
             if self.start and self.metrics is None:
                 self._finish_step(stop)  # the run was cut off before the evaluation of this step
             compiled = None

@@ -87,6 +87,8 @@ _COMPAT = (
     "shufflenet_v2_tiny_tfkd"
 )
 WITH_DROPOUT, WITH_COMPAT = tuple(_DROPOUT.split()), tuple(_COMPAT.split())
+# Networks with auxiliary heads, whose logits are the features aux1, aux2: what torchvision weighs the loss of each by.
+AUXILIARY = {"googlenet_aux": 0.3, "googlenet_tiny": 0.3, "inception_v3_aux": 0.4, "inception_tiny": 0.4}
 
 
 def build(name: str, **fields):

@@ -20,6 +20,9 @@ class Model(Section):
     dropout_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
     compat: Literal["paper", "reference"] | None = None
     """``reference`` (what None means): as the published weights were trained. ``paper``: without the deviations."""
+    pretrained: str | None = None
+    """File or folder with weights of either framework to start from, its head only if it has as many classes. Read when
+    a run begins, and not again."""
 
     @field_validator("name")
     @classmethod
@@ -60,4 +63,6 @@ class Pretrained(Section):
             raise ValueError("give workdir, checkpoint or config: one of them")
         if self.overrides and self.config is None:
             raise ValueError("overrides are those of a config, and none is given")
+        if self.model is not None and self.model.pretrained is not None:
+            raise ValueError("the weights are the run's: leave model.pretrained out")
         return self

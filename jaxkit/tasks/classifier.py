@@ -1,5 +1,7 @@
 """What the tasks over classifiers share: the network of a config, its forward pass in training, its scores."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -45,6 +47,27 @@ def initial_variables(
     return variables.pop("params"), variables
 
 
+def warm_start(config: Model, key: str, context: Context) -> Callable | None:
+    """Makes the ``warm_start`` of a task whose parameters and state are one network's.
+
+    None where the config names no weights to start from. ``key`` is where the ``Model`` section stands in a config.
+    """
+    if config.pretrained is None:
+        return None
+
+    def start(variables: Variables) -> tuple[Variables, list[str]]:
+        if context.read_weights is None:
+            raise ConfigError(f"{key}.pretrained: nothing that reads weight files was handed to this run")
+        initial = {"params": variables.params, **variables.state}
+        try:
+            state, notes = context.read_weights(config.pretrained, config.name, initial)
+        except ConfigError as error:
+            raise ConfigError(f"{key}.pretrained: {error}") from error
+        return variables._replace(params=state.pop("params"), state=state), notes
+
+    return start
+
+
 def shapes(network: nn.Module, key: UInt32[Array, "2"], images: Float[Array, "b h w c"]) -> dict[str, PyTree]:
     """The shapes of ``params`` and ``state``, the network's other collections; computes nothing."""
     variables = dict(jax.eval_shape(network.init, key, images))
@@ -53,16 +76,16 @@ def shapes(network: nn.Module, key: UInt32[Array, "2"], images: Float[Array, "b 
 
 def train_forward(
     network: nn.Module, variables: Variables, images: Float[Array, "b h w c"], key: UInt32[Array, "2"]
-) -> tuple[Float[Array, "b k"], PyTree]:
-    """Runs a network in training mode: logits, and the collections it moved."""
-    (logits, _), state = network.apply(
+) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "b ..."]], PyTree]:
+    """Runs a network in training mode: logits, features, and the collections it moved."""
+    (logits, features), state = network.apply(
         {"params": variables.params, **variables.state},
         images,
         train=True,
         mutable=list(variables.state),
         rngs={"dropout": key},
     )
-    return logits, state
+    return logits, features, state
 
 
 def logits_of(
@@ -83,6 +106,7 @@ def in_top(logits: Float[Array, "b k"], label: Int[Array, " b"], n: int) -> Floa
     return ((ahead.sum(axis=1) < n) & ~jnp.isnan(own[:, 0])).astype(jnp.float32)
 
 
-def notes(weights: EffectiveWeights) -> tuple[str, ...]:
-    """Lines that say what a loss amounts to, and what is odd about it."""
-    return (f"loss = {weights}", *(f"warning: {line}" for line in weights.warnings))
+def notes(weights: EffectiveWeights, aux_weight: float | None = None) -> tuple[str, ...]:
+    """Lines that say what a loss amounts to, and what is odd about it; ``aux_weight`` is that of auxiliary heads."""
+    heads = "" if aux_weight is None else f" + {aux_weight:.4g} x the same of each auxiliary head"
+    return (f"loss = {weights}{heads}", *(f"warning: {line}" for line in weights.warnings))

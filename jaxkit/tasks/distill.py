@@ -6,8 +6,18 @@ import jax.numpy as jnp
 from jaxkit import losses
 from jaxkit.errors import ConfigError
 from jaxkit.losses.classification import cross_entropy
+from jaxkit.models import AUXILIARY
 from jaxkit.schema.distill import Distill
-from jaxkit.tasks.classifier import build, in_top, initial_variables, logits_of, notes, shapes, train_forward
+from jaxkit.tasks.classifier import (
+    build,
+    in_top,
+    initial_variables,
+    logits_of,
+    notes,
+    shapes,
+    train_forward,
+    warm_start,
+)
 from jaxkit.tasks.task import Context, Task, Variables
 
 
@@ -44,7 +54,7 @@ def make(config: Distill, context: Context) -> Task:
 
     def loss(variables, batch, key):
         teacher = taught(variables, batch["image"])
-        logits, state = train_forward(student, variables, batch["image"], key)
+        logits, _, state = train_forward(student, variables, batch["image"], key)
         value = losses.per_example(config.loss, logits, teacher, batch["label"]).mean()
         agreement = in_top(logits, teacher.argmax(axis=1), 1).mean()
         return value, (state, {"top1": in_top(logits, batch["label"], 1).mean(), "agreement": agreement})
@@ -59,4 +69,13 @@ def make(config: Distill, context: Context) -> Task:
             "agreement": in_top(logits, teacher.argmax(axis=1), 1),
         }
 
-    return Task(init, loss, evaluate, notes=notes(losses.effective_weights(config.loss, student.num_classes)))
+    weights = losses.effective_weights(config.loss, student.num_classes)
+    auxiliary = config.student.name in AUXILIARY
+    untrained = (f"warning: nothing trains the auxiliary heads of {config.student.name}",) if auxiliary else ()
+    return Task(
+        init,
+        loss,
+        evaluate,
+        notes=(*notes(weights), *untrained),
+        warm_start=warm_start(config.student, "task.student", context),
+    )

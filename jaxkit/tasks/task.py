@@ -37,6 +37,8 @@ class Task(NamedTuple):
     gradient of ``loss``."""
     notes: tuple[str, ...] = ()
     """Lines to print before training."""
+    warm_start: Callable | None = None
+    """``Variables -> Variables, lines to print``: puts pretrained weights in place of initial ones as a run begins."""
 
 
 class Context(NamedTuple):
@@ -45,6 +47,9 @@ class Context(NamedTuple):
     num_classes: int
     load_weights: Callable[..., PyTree]
     """``load_weights(source, like) -> tree``: the variables a config's ``Pretrained`` section points to."""
+    read_weights: Callable[..., tuple[PyTree, list[str]]] | None = None
+    """``read_weights(path, model, variables) -> variables, lines to print``: a file's weights in place of a network's
+    initial variables. None: the program reads no files of other frameworks."""
     dtype: jnp.dtype = jnp.float32
     """Arithmetic of the layers."""
     axis_name: str | None = None
