@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from interop.layout import Spec
 
 WIDTH, PAIRS = 4096, 8
 LARGEST = 2 * WIDTH * 4 * WIDTH
+_SHARD = 6 * 10**8
 _CONVERT = Path(__file__).parent.parent / "scripts" / "convert.py"
 # Without arguments it measures the interpreter alone.
 _PROGRAM = """
@@ -52,32 +52,27 @@ MODEL = (
 )
 
 
-def measure(folder: Path | None, rounds: int) -> Iterator[str]:
+def measure(folder: Path | None) -> Iterator[str]:
     """Makes a checkpoint of 2.1 GB in four files, converts it both ways, and says a line of each.
 
-    Time is measured against ``cp`` of the same bytes and one pass of SHA-256 over the copy, in alternation; memory from
-    the start of the process, above that of a Python interpreter that has imported nothing.
+    Time is measured against ``cp`` of the same bytes and one pass of SHA-256 over the copy. All write new files and
+    none is deleted before the end: a virtual machine may be slow to give memory out, and quick where some was just
+    freed. Memory is that of the whole process above a Python interpreter's that has imported nothing.
 
-    Args:
-        folder: with room for four copies; None: a temporary one.
-        rounds: of which each figure is the median.
+    ``folder`` has room for four copies; None: a temporary one.
     """
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         here = Path(temporary)
         _make(here / "torch")
+        (here / "flax").mkdir()
         _, interpreter = _measured()
-        ways = {"to-flax": ("torch", "flax"), "to-torch": ("flax", "back")}
-        seconds, peaks = {way: [] for way in ("cp and hash", *ways)}, {}
-        for _ in range(rounds):
-            seconds["cp and hash"].append(_copied_and_hashed(here / "torch", here / "copy"))
-            for way, (source, destination) in ways.items():
-                arguments = (way, here / source, here / destination, "--model", f"{__file__}:MODEL", "--force")
-                took, peaks[way] = _measured(_CONVERT, *arguments)
-                seconds[way].append(took)
-        base = statistics.median(seconds["cp and hash"])
+        base = _copied_and_hashed(here / "torch", here / "copy")
         yield f"cp and one hash pass: {base:.1f} s; largest tensor {LARGEST / 1e6:.0f} MB"
-        for way, peak in peaks.items():
-            took = statistics.median(seconds[way])
+        # shards in, shards out
+        ways = {"to-flax": ("torch", "flax/m.safetensors"), "to-torch": ("flax/m.safetensors.index.json", "back")}
+        for way, (source, destination) in ways.items():
+            arguments = (way, here / source, here / destination, "--model", f"{__file__}:MODEL")
+            took, peak = _measured(_CONVERT, *arguments, "--max-shard-size", _SHARD)
             above = (peak - interpreter) / 1e6
             yield f"{way}: {took:.1f} s, {took / base:.2f} of that; {above:.0f} MB above the interpreter"
 
@@ -96,7 +91,7 @@ def _make(folder: Path) -> None:
         (name, rng.standard_normal(math.prod(spec.shape), np.float32).reshape(spec.shape).astype(spec.dtype))
         for name, spec in specs.items()
     )
-    options = {"metadata": {}, "max_shard_size": 6 * 10**8, "force": False}
+    options = {"metadata": {}, "max_shard_size": _SHARD, "force": False}
     write_weights(folder, specs, arrays, format="torch", **options)
 
 
@@ -110,7 +105,7 @@ def _measured(*arguments: str | Path) -> tuple[float, int]:
 
 def _copied_and_hashed(source: Path, copy: Path) -> float:
     began = time.perf_counter()
-    subprocess.run(["cp", "-r", "-T", source, copy], check=True)
+    subprocess.run(["cp", "-r", source, copy], check=True)
     for path in copy.iterdir():
         with path.open("rb") as file:
             hashlib.file_digest(file, "sha256")

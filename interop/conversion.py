@@ -147,11 +147,12 @@ def convert(
         ConfigError: if there is no such file or model, or the destination is there already.
     """
     with open_weights(Path(source), container) as weights:
-        job = plan_conversion(weights, to, model, dtype, image_size)
-        done = _described(job)
         if dry_run:
-            return done
-        metadata = manifest.converted(weights, job.names, done.model, job.found.table, job.plan.dropped)
+            return _described(plan_conversion(weights, to, model, dtype, image_size))
+        with manifest.digesting(weights) as digests:
+            job = plan_conversion(weights, to, model, dtype, image_size)
+            done = _described(job)
+            metadata = manifest.converted(weights, digests(), job.names, done.model, job.found.table, job.plan.dropped)
         written = write_weights(
             Path(destination),
             job.specs,

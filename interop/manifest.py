@@ -2,18 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from interop.files import FileError, Weights
 from interop.files.strict_json import parse
-from interop.problems import Problems, WeightsError
+from interop.problems import Problems
 from interop.rules import Table
 
 _KEY = "jaxkit"
@@ -26,8 +28,49 @@ def written(model: str) -> dict[str, str]:
     return {_KEY: json.dumps({"model": model, "versions": _versions()})}
 
 
+class Digests(NamedTuple):
+    """What a file holds: SHA-256 of its files by path, and of its tensors by key; keys that hold not-a-numbers."""
+
+    files: dict[str, str]
+    tensors: dict[str, str]
+    broken: list[str]
+
+
+@contextmanager
+def digesting(weights: Weights) -> Iterator[Callable[[], Digests]]:
+    """Reads a file in the background from now on, until the context ends; gives a function that waits for the digests.
+
+    That function raises FileError if the file turns out to be damaged.
+    """
+    root = weights.path if weights.path.is_dir() else weights.path.parent
+    stop, tensors, broken = Event(), {}, []
+
+    def digest_tensors() -> None:
+        for key in weights.specs:
+            if stop.is_set():
+                return
+            array = weights.read(key)
+            tensors[key] = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+            if has_nan(array):
+                broken.append(key)
+            del array
+
+    with ThreadPoolExecutor(2) as background:
+        reading = background.submit(digest_tensors)
+        files = background.submit(lambda: {str(p.relative_to(root)): _file_hash(p, stop) for p in weights.files})
+
+        def wait() -> Digests:
+            reading.result()
+            return Digests(files.result(), tensors, broken)
+
+        try:
+            yield wait
+        finally:
+            stop.set()
+
+
 def converted(
-    weights: Weights, names: Mapping[str, str], model: str, table: Table, dropped: Iterable[str]
+    weights: Weights, digests: Digests, names: Mapping[str, str], model: str, table: Table, dropped: Iterable[str]
 ) -> dict[str, str]:
     """The metadata of converted weights: hashes of the files and of every tensor as it lies in them, table, versions.
 
@@ -36,17 +79,7 @@ def converted(
 
     Raises WeightsError for not-a-numbers: weights that a training run has destroyed.
     """
-    with ThreadPoolExecutor(1) as other:
-        root = weights.path if weights.path.is_dir() else weights.path.parent
-        files = other.submit(lambda: {str(path.relative_to(root)): _file_hash(path) for path in weights.files})
-        tensors, broken = {}, []
-        for name, key in names.items():
-            array = weights.read(key)
-            tensors[name] = _hash(array)
-            if has_nan(array):
-                broken.append(f"{key} holds not-a-numbers")
-    if broken:
-        raise WeightsError(Problems(damaged=broken))
+    Problems(damaged=[f"{key} holds not-a-numbers" for key in digests.broken]).raise_any()
     rows = repr(
         [(torch, flax, sorted((str(name), str(place)) for name, place in kind.items())) for torch, flax, kind in table]
     )
@@ -54,10 +87,10 @@ def converted(
     counts = {key: array for key, array in left_out.items() if array.size == 1 and array.dtype.kind in "biu"}
     manifest = {
         "model": model,
-        "source": files.result(),
+        "source": digests.files,
         "table": hashlib.sha256(rows.encode()).hexdigest(),
         "versions": _versions(),
-        "tensors": tensors,
+        "tensors": {name: digests.tensors[key] for name, key in names.items()},
         "dropped": {key: [str(array.dtype), array.tolist()] for key, array in counts.items()},
     }
     return {_KEY: json.dumps(manifest)}
@@ -94,13 +127,12 @@ def _is_number(entry: Any) -> bool:
             return False
 
 
-def _hash(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _file_hash(path: Path, stop: Event) -> str:
+    digest, piece = hashlib.sha256(), memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while (size := file.readinto(piece)) and not stop.is_set():
+            digest.update(piece[:size])
+    return digest.hexdigest()
 
 
 def has_nan(array: np.ndarray) -> bool:

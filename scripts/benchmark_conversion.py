@@ -10,17 +10,14 @@ parser = argparse.ArgumentParser(
     "makes first. Linux only.",
 )
 parser.add_argument("--folder", type=Path, metavar="DIR", help="with room for 9 GB; default: a temporary one")
-parser.add_argument("--rounds", type=int, default=3, metavar="N", help="whose median is taken; default: 3")
 
 
 def main() -> None:
     """Parses, then imports what is heavy."""
     arguments = parser.parse_args()
-    if arguments.rounds < 1:
-        parser.error("--rounds must be 1 or more")
     from interop.benchmark import measure
 
-    for line in measure(arguments.folder, arguments.rounds):
+    for line in measure(arguments.folder):
         print(line, flush=True)
 
 

@@ -65,12 +65,12 @@ def publish(folder: Path, moves: dict[Path, Path], retired: Iterable[Path] = ())
     for path in moves:
         # one after the other at the end: the first takes the others along, and the rest are quick
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            _sync(file)
+            sync(file)
     retired = list(retired)
     [(only, final), *more] = moves.items()
     if not (more or retired or final.is_dir()):
         os.replace(only, final)
-        _sync(final.parent)
+        sync(final.parent)
         return
     backup = folder / _REPLACED
     backup.mkdir()
@@ -87,10 +87,11 @@ def publish(folder: Path, moves: dict[Path, Path], retired: Iterable[Path] = ())
                 os.rename(target, source)
         raise
     shutil.rmtree(backup)
-    _sync(final.parent)
+    sync(final.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file or folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
