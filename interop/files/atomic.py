@@ -4,12 +4,15 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 from jaxkit.errors import ConfigError, UserError
 
 _REPLACED = "replaced"
+_FLUSH = 64 << 20
 
 
 def require_free(paths: Iterable[Path], force: bool) -> None:
@@ -65,12 +68,12 @@ def publish(folder: Path, moves: dict[Path, Path], retired: Iterable[Path] = ())
     for path in moves:
         # one after the other at the end: the first takes the others along, and the rest are quick
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            sync(file)
+            _sync(file)
     retired = list(retired)
     [(only, final), *more] = moves.items()
     if not (more or retired or final.is_dir()):
         os.replace(only, final)
-        sync(final.parent)
+        _sync(final.parent)
         return
     backup = folder / _REPLACED
     backup.mkdir()
@@ -87,13 +90,43 @@ def publish(folder: Path, moves: dict[Path, Path], retired: Iterable[Path] = ())
                 os.rename(target, source)
         raise
     shutil.rmtree(backup)
-    sync(final.parent)
+    _sync(final.parent)
 
 
-def sync(path: Path) -> None:
-    """Waits until a file or folder is on disk."""
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def to_disk(file: BinaryIO) -> Iterator[Callable[[int], None]]:
+    """Brings what is written to disk behind the writer, and out of memory; gives a function to tell how many bytes.
+
+    Otherwise a large file fills the memory with pages that nobody reads, and the end waits for all of them.
+
+    Raises:
+        OSError: if the disk refuses, at the next call or at the end.
+    """
+    waiting, flushing = 0, None
+
+    def flush() -> None:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    with ThreadPoolExecutor(1) as behind:
+
+        def written(size: int) -> None:
+            nonlocal waiting, flushing
+            waiting += size
+            if waiting >= _FLUSH:
+                if flushing is not None:
+                    flushing.result()
+                flushing, waiting = behind.submit(flush), 0
+
+        yield written
+        if flushing is not None:
+            flushing.result()

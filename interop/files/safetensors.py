@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from interop.files.atomic import to_disk
 from interop.files.dtypes import DTYPES, nbytes, raw, shape_problem
 from interop.files.errors import FileError
 from interop.files.strict_json import parse, require_printable, text_map
@@ -150,9 +151,10 @@ def write_file(
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
         raise FileError(path, f"a header of {len(text):,} bytes is more than the format allows", remedy="write shards")
-    with path.open("xb") as file:
+    with path.open("xb") as file, to_disk(file) as written:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, array in arrays:
             file.seek(8 + len(text) + offsets[name])
             file.write(raw(array))
+            written(array.nbytes)
             del array

@@ -4,7 +4,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from interop.files import safetensors
-from interop.files.atomic import sync
 from interop.files.dtypes import nbytes
 from interop.files.errors import FileError, listed
 from interop.files.strict_json import parse, text_map
@@ -121,11 +119,8 @@ def write(
         safetensors.write_file(path, shards[0], arrays, metadata, format)
         return [path]
     names = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    with ThreadPoolExecutor(1) as behind:
-        for name, specs in zip(names, shards, strict=True):
-            safetensors.write_file(folder / name, specs, islice(arrays, len(specs)), metadata, format)
-            # the disk writes one while the next is made
-            behind.submit(sync, folder / name)
+    for name, specs in zip(names, shards, strict=True):
+        safetensors.write_file(folder / name, specs, islice(arrays, len(specs)), metadata, format)
     next(arrays, None)  # whatever ends the arrays otherwise than announced is raised here, before anything is in place
     specs = [spec for shard in shards for spec in shard.values()]
     keys = {
