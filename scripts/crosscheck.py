@@ -29,8 +29,10 @@ def main() -> int:
     """Parses, then imports what is heavy."""
     arguments = parser.parse_args()
     from interop.files.atomic import require_free
+    from interop.files.torch_files import require_torch
 
     require_free([path for path in (arguments.html, arguments.json) if path], arguments.force)
+    require_torch()
     from interop import crosscheck
     from interop.parity.zoo import twins
     from jaxkit.tracking import write_atomically

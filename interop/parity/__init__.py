@@ -85,14 +85,7 @@ def crosscheck(
         target = _target(forward.outputs[0].shape, forward.alignment, seed)
         rate = step_size(pair, target, train) if learning_rate is None else learning_rate
         rates = {"lr": rate, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
-        training, losses = compare_training(pair, target, steps, rates, train)
-        evaluation = {"gradients": compare_gradients(pair, target)} if train else {}
-
-        if wide is not None:
-            with _wide(wide.precision):
-                evaluation = reconsidered(evaluation, lambda: {"gradients": compare_gradients(wide, target)})
-                needed = 1 if all(leaf.difference.passed for leaf in training["trajectory"]) else steps
-                training = reconsidered(training, lambda: compare_training(wide, target, needed, rates, train)[0])
+        leaves, losses = _learning(pair, wide, target, steps, rates, train)
 
     order = [layer.flax for layer in forward.layers]
     return Report(
@@ -100,7 +93,7 @@ def crosscheck(
         layers=forward.layers,
         final=forward.final,
         outputs=forward.outputs,
-        leaves={title: _in_order(leaves, order) for title, leaves in {**evaluation, **training}.items()},
+        leaves={title: _in_order(found, order) for title, found in leaves.items()},
         losses=losses,
         unseen=forward.unseen,
         blind={path: why for move in pair.plan.moves if (why := move.blindness()) for path in move.flax},
@@ -122,6 +115,20 @@ def _check(torch_module: torch.nn.Module, train: bool, dtype: str, steps: int) -
                 f"{name or 'the torch module'} drops out at random in training, and each framework draws masks of its "
                 "own: build both modules with a rate of 0 to compare them"
             )
+
+
+def _learning(
+    pair: Pair, wide: Pair | None, target: Target, steps: int, rates: Mapping[str, float], train: bool
+) -> tuple[dict[str, list[Leaf]], tuple[list[float], list[float]]]:
+    """Compares gradients and training, again in float64 (``wide``) what failed; torch's losses and Flax's too."""
+    training, losses = compare_training(pair, target, steps, rates, train)
+    evaluation = {"gradients": compare_gradients(pair, target)} if train else {}
+    if wide is not None:
+        with _wide(wide.precision):
+            evaluation = reconsidered(evaluation, lambda: {"gradients": compare_gradients(wide, target)})
+            needed = 1 if all(leaf.difference.passed for leaf in training["trajectory"]) else steps
+            training = reconsidered(training, lambda: compare_training(wide, target, needed, rates, train)[0])
+    return {**evaluation, **training}, losses
 
 
 def _wide(precision: Precision) -> AbstractContextManager:

@@ -1,6 +1,6 @@
 """jaxkit against torch, from the same weights: forward, gradients, training. See interop/reference for the twins.
 
-The tiny models of each family always; every model of the zoo with ``pytest -m slow``.
+The tiny models of each family always; every model of the zoo with ``pytest -m slow --timeout=7200``.
 """
 
 from functools import partial
@@ -32,6 +32,7 @@ from jaxkit import models
 TINY = [name for name in models.MODELS if "tiny" in name]
 # The families' largest maps shrink by this much: sides that the network can serve and a test can afford.
 SIDES = {224: 64, 299: 96}
+RATES = {"googlenet_tiny": 1e-3, "inception_tiny": 1e-5}
 ZOO = [pytest.param(name, marks=() if name in TINY else pytest.mark.slow) for name in models.MODELS]
 
 
@@ -54,13 +55,14 @@ def float32_products():
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_flax_matches_torch_and_converts_back_bit_for_bit(name):
+def test_flax_matches_torch_and_converts_back_bit_for_bit(name, record_property):
     net, model, _, variables = twins(name)
     images, _ = draw(image_shape(name), 2)
     logits, _ = jax.jit(model.apply, compiler_options=QUICK)(variables, images)
     with torch.no_grad():
         expected = net.eval()(for_torch(images)).numpy()
     # Some tens of float32 roundings (6e-8 each) of sums in another order.
+    record_property("float32", relative(logits, expected))
     assert relative(logits, expected) <= 1e-5
 
     state = to_torch(variables, table(name))
@@ -77,13 +79,13 @@ def test_flax_matches_torch_and_converts_back_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_the_gradient_of_every_parameter_matches_torch(name):
-    assert agree(gradient_error, name, 1e-4)
+def test_the_gradient_of_every_parameter_matches_torch(name, record_property):
+    assert agree(gradient_error, name, 1e-4, record_property)
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_five_training_steps_end_with_the_parameters_and_running_statistics_of_torch(name):
-    assert agree(training_error, name, 1e-5)
+def test_five_training_steps_end_with_the_parameters_and_running_statistics_of_torch(name, record_property):
+    assert agree(training_error, name, 1e-5, record_property)
 
 
 def training_error(name, dtype):
@@ -91,24 +93,30 @@ def training_error(name, dtype):
     batches = [draw(image_shape(name), 8, seed, dtype) for seed in range(5)]
     # Gradients explode through dozens of norms over random weights: at 1e-5 a step moves a kernel of resnet50 by 1e-3
     # of itself, and what a kink (see below) changes in it grows from step to step. The statistics, which are what is
-    # tested here, need no large steps; the tiny networks take some, but for inception's, as deep as the real one.
-    learning_rate = {"inception_tiny": 1e-5}.get(name, 0.02 if name in TINY else 1e-8)
+    # tested here, need no large steps; the tiny networks take some, smaller ones where they are as deep as the real ones.
+    learning_rate = RATES.get(name, 0.02 if name in TINY else 1e-8)
     train_torch(net, batches, learning_rate)
     return largest(train_flax(model, variables, batches, learning_rate), to_flax(arrays(net), table(name), like))
 
 
-def agree(error, name, tolerance):
+def agree(error, name, tolerance, record):
     """Whether the error is within the tolerance; or, if a kink blurs it in float32, within a 100th in float64.
+
+    ``record`` is told each error, for ``pytest --junitxml``.
 
     A gradient jumps where an activation meets a kink: ReLU at 0, two equal values under a maximum. Of millions of
     activations one lies within a rounding (6e-8) of its kink, and two correct programs may take two sides of it.
     In float64 none does, and the logits, float32 in any case, leave some 1e-7; whatever else differs is still there.
     """
-    if error(name, np.float32) <= tolerance:
+    single = error(name, np.float32)
+    record("float32", single)
+    if single <= tolerance:
         return True
     assert name not in TINY
     with jax.enable_x64(True):
-        return error(name, np.float64) <= tolerance / 100
+        double = error(name, np.float64)
+    record("float64", double)
+    return double <= tolerance / 100
 
 
 def gradient_error(name, dtype):

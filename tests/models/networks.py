@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from interop import reference
-from jaxkit.models import IMAGE_SIDES, build
+from jaxkit.models import IMAGE_SIDES
 
 
 def shapes(model, height, width=None, channels=3):
@@ -21,11 +21,6 @@ def outputs(model, height, width=None):
     x = jnp.zeros((2, height, width or height, 3))
     logits, features = jax.eval_shape(lambda key: model.init_with_output(key, x)[0], jax.random.key(0))
     return logits.shape, {name: feature.shape for name, feature in features.items()}
-
-
-def parameters(name, num_classes):
-    params = shapes(build(name, num_classes=num_classes), IMAGE_SIDES[name])["params"]
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def tensors(name, num_classes):

@@ -1,7 +1,10 @@
-import pytest
-from networks import parameters
+from functools import cache
 
-from jaxkit.models import MODELS
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxkit.models import IMAGE_SIDES, MODELS, build
 
 # Trainable parameters of the published networks, by number of classes.
 PARAMETERS = {
@@ -110,10 +113,38 @@ PARAMETERS = {
 PUBLISHED = [(name, classes, n) for classes, counts in PARAMETERS.items() for name, n in counts.items()]
 
 
+CLASSES = {name: classes for name, classes, _ in PUBLISHED}
+
+
+@cache
+def traced(name, classes):
+    """Shapes of logits, features and variables; tracing the larger models takes a second."""
+    x = jnp.zeros((2, IMAGE_SIDES[name], IMAGE_SIDES[name], 3))
+    (logits, features), variables = jax.eval_shape(
+        build(name, num_classes=classes).init_with_output, jax.random.key(0), x
+    )
+    return logits, features, variables
+
+
 @pytest.mark.parametrize(("name", "classes", "expected"), PUBLISHED)
 def test_models_have_as_many_parameters_as_published(name, classes, expected):
-    assert parameters(name, classes) == expected
+    _, _, variables = traced(name, classes)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected
 
 
 def test_every_model_but_the_tiny_ones_has_a_published_count():
-    assert {name for name, *_ in PUBLISHED} | {name for name in MODELS if "tiny" in name} == set(MODELS)
+    assert set(CLASSES) | {name for name in MODELS if "tiny" in name} == set(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_returns_logits_and_features_by_name(name):
+    classes = CLASSES.get(name, 7)
+    logits, features, _ = traced(name, classes)
+    auxiliary = [key for key in features if key.startswith("aux")]
+    stages = [f"stage{i + 1}" for i in range(len(features) - len(auxiliary) - 2)]
+
+    assert logits.shape == (2, classes)
+    assert all(features[head].shape == (2, classes) for head in auxiliary)
+    assert set(features) == {"stem", *stages, "pre_logits", *auxiliary}
+    assert all(features[stage].ndim == 4 for stage in ("stem", *stages))
+    assert features["pre_logits"].ndim == 2
