@@ -20,7 +20,7 @@ parser.add_argument(
 )
 parser.add_argument("--batch", type=int, default=4, metavar="N", help="images, at least 2; default: 4")
 parser.add_argument("--dtype", choices=("f32", "bf16", "f16"), default="f32", help="both sides run in; default: f32")
-parser.add_argument("--steps", type=int, default=3, metavar="N", help="of training; default: 3")
+parser.add_argument("--steps", type=int, default=3, metavar="N", help="of training; 0: forward only; default: 3")
 parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, images and labels; default: 0")
 parser.add_argument("--force", action="store_true", help="replace existing files")
 

@@ -55,15 +55,15 @@ def crosscheck(
             others are passed as they are.
         variables: what the Flax module runs with; default: the torch module's weights, converted after the table.
         dtype: f32, f64, or bf16 or f16: both sides run in it, and torch in float32 too, as what is exact.
-        steps: at least 1.
+        steps: of training; 0 compares the forward pass alone.
         learning_rate: default: one at which the first step moves no parameter, nor the loss, by more than a thousandth
             of its size.
         seed: of labels and cotangents.
 
     Raises:
         WeightsError: if the weights do not fit the Flax module.
-        ConfigError: if an argument makes no sense, the outputs have unlike shapes, or the torch module trains with
-            dropout, whose masks no two frameworks share.
+        ConfigError: if an argument makes no sense, the outputs have unlike shapes, or the torch module is to be trained
+            with dropout, whose masks no two frameworks share.
     """
     inputs = tuple(map(np.asarray, inputs if isinstance(inputs, tuple) else (inputs,)))
     train = trains(flax_module)
@@ -82,10 +82,12 @@ def crosscheck(
         names = module_pairs(table, [name for name, _ in torch_module.named_modules()], paths)
         forward = compare_forward(pair, names, wide)
 
-        target = _target(forward.outputs[0].shape, forward.alignment, seed)
-        rate = step_size(pair, target, train) if learning_rate is None else learning_rate
-        rates = {"lr": rate, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
-        leaves, losses = _learning(pair, wide, target, steps, rates, train)
+        leaves, losses, rates = {}, ([], []), {}
+        if steps:
+            target = _target(forward.outputs[0].shape, forward.alignment, seed)
+            rate = step_size(pair, target, train) if learning_rate is None else learning_rate
+            rates = {"lr": rate, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
+            leaves, losses = _learning(pair, wide, target, steps, rates, train)
 
     order = [layer.flax for layer in forward.layers]
     return Report(
@@ -103,9 +105,9 @@ def crosscheck(
 def _check(torch_module: torch.nn.Module, train: bool, dtype: str, steps: int) -> None:
     if dtype not in PRECISIONS:
         raise ConfigError(f"dtype {dtype!r} is none of {', '.join(PRECISIONS)}")
-    if steps < 1:
-        raise ConfigError(f"steps {steps}: at least one is needed")
-    if not train:
+    if steps < 0:
+        raise ConfigError(f"steps {steps}: give the number of training steps; 0 compares the forward pass alone")
+    if not (train and steps):
         return
     for name, module in torch_module.named_modules():
         layer = isinstance(module, torch.nn.modules.dropout._DropoutNd)

@@ -80,10 +80,12 @@ def _forward(report: Report) -> Iterator[str]:
     yield "</section><section class='two'><div><h2>Outputs</h2>"
     x, y = (_sample(values) for values in report.outputs)
     yield plots.scatter("outputs of both sides", "torch", "flax", x, y)
-    yield "</div><div><h2>Losses</h2>"
-    torch, flax = ([Dot(i, y, f"step {i}: {y:.7g}") for i, y in enumerate(ys, 1)] for ys in report.losses)
-    both = [Series("torch", "reference", torch), Series("flax", "local", flax)]
-    yield _legend(both) + plots.lines("losses of both sides", "step", "loss", both) + "</div></section>"
+    if report.setup["steps"]:
+        yield "</div><div><h2>Losses</h2>"
+        torch, flax = ([Dot(i, y, f"step {i}: {y:.7g}") for i, y in enumerate(ys, 1)] for ys in report.losses)
+        both = [Series("torch", "reference", torch), Series("flax", "local", flax)]
+        yield _legend(both) + plots.lines("losses of both sides", "step", "loss", both)
+    yield "</div></section>"
 
 
 def _layer_dot(i: int, layer: Layer, difference: Difference) -> Dot:

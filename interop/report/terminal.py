@@ -52,6 +52,8 @@ def _summary(report: Report, width: int) -> Iterator[str]:
     for title, leaves in report.leaves.items():
         yield _line(title, [(leaf.name, leaf.difference) for leaf in leaves], leaves, width)
     steps = list(zip(*report.losses, strict=True))
+    if not steps:
+        return
     said = [f"{torch:.6g} {flax:.6g}" for torch, flax in (steps if len(steps) < 4 else [steps[0], steps[-1]])]
     yield from wrapped([f"losses (torch flax){' ' * 6}{(', ' if len(steps) < 4 else ' ... ').join(said)}"], width)
 

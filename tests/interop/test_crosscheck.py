@@ -74,9 +74,9 @@ def images(n=4):
     return np.random.default_rng(0).normal(size=(n, 8, 8, 3)).astype(np.float32)
 
 
-def mistaken(table=TABLE, **fields):
+def mistaken(table=TABLE, steps=0, **fields):
     """The report on the network with a mistake in it, or in its table; every mistake must be found."""
-    report = crosscheck(TorchNet(), FlaxNet(**fields), table, images())
+    report = crosscheck(TorchNet(), FlaxNet(**fields), table, images(), steps=steps)
     assert not report.passed
     assert report.diagnosis()
     return report
@@ -112,6 +112,17 @@ def test_a_right_port_passes_with_every_layer_and_every_leaf_compared(sound):
     }
     assert sound.unseen == {}
     assert not sound.of_verdict("kink")
+
+
+def test_without_steps_only_the_forward_pass_is_compared_with_dropout_or_without(tmp_path):
+    net = TorchNet()
+    net.dropout = nn.Dropout(0.5)
+    report = crosscheck(net, FlaxNet(), TABLE, images(), steps=0)
+    assert report.passed
+    assert (report.leaves, report.losses) == ({}, ([], []))
+    assert "losses" not in report.table()
+    report.html(tmp_path / "report.html")
+    assert "Losses" not in (tmp_path / "report.html").read_text()
 
 
 def test_alone_in_float64_a_right_layer_has_no_error_but_float64s_own(sound):
@@ -177,13 +188,13 @@ def test_a_wrong_bias_in_a_deep_layer_is_found_in_that_layer():
     state = {key: value.numpy() for key, value in net.state_dict().items()}
     leaves = flatten(to_flax(state, TABLE, like))
     leaves["params/conv3/bias"] = leaves["params/conv3/bias"] + np.float32([0, 0, 1e-4, 0])
-    report = crosscheck(net, FlaxNet(), TABLE, images(), variables=unflatten(leaves))
+    report = crosscheck(net, FlaxNet(), TABLE, images(), variables=unflatten(leaves), steps=0)
     assert report.first_local.torch == report.first_divergent.torch == "conv3"
     assert not report.passed
 
 
 def test_a_gradient_that_stops_is_found_though_the_outputs_agree():
-    report = mistaken(stopped=True)
+    report = mistaken(stopped=True, steps=1)
     assert report.first_divergent is None
     assert report.final.passed
     assert report.first_gradient.name.startswith("params/norm2/")
@@ -199,7 +210,7 @@ def test_a_gradient_that_stops_is_found_though_the_outputs_agree():
     ],
 )
 def test_wrong_running_statistics_are_found_by_training_alone(fields, leaves):
-    report = mistaken(**fields)
+    report = mistaken(steps=3, **fields)
     failed = report.of_verdict("fail")
     assert {title for title, _ in failed} == {"trajectory"}
     assert {leaf.name for _, leaf in failed} == {f"batch_stats/{leaf}" for leaf in leaves}
@@ -296,7 +307,7 @@ def test_a_transformer_layer_passes_with_a_table_of_ones_own():
 def test_swapped_query_and_key_are_named():
     swapped = {"query": "key", "key": "query"}
     table = tuple((name, swapped.get(path, path), kind) for name, path, kind in BLOCK)
-    report = crosscheck(TorchBlock(), FlaxBlock(), table, tokens())
+    report = crosscheck(TorchBlock(), FlaxBlock(), table, tokens(), steps=0)
     # Each is right, under the other's name; the first to get what they make together is not.
     assert not report.passed
     assert report.first_local is None
@@ -312,13 +323,13 @@ def test_swapped_query_and_key_of_a_packed_attention_are_named():
         "in_proj_bias": Place(tuple(f"params/{{}}/{name}/bias" for name in names), "(s n d) -> s n d"),
     }
     table = tuple((name, path, swapped if kind is attention else kind) for name, path, kind in BLOCK)
-    report = crosscheck(TorchBlock(), FlaxBlock(), table, tokens())
+    report = crosscheck(TorchBlock(), FlaxBlock(), table, tokens(), steps=0)
     assert not report.passed
     assert report.first_local.torch == report.first_divergent.torch == "layer.self_attn"
 
 
 def test_the_epsilon_of_linen_is_found_though_it_changes_less_than_float32_may():
-    report = crosscheck(TorchBlock(), FlaxBlock(epsilon=1e-6), BLOCK, tokens())
+    report = crosscheck(TorchBlock(), FlaxBlock(epsilon=1e-6), BLOCK, tokens(), steps=0)
     assert not report.passed
     assert report.first_local.torch == "norm"
 
@@ -345,8 +356,8 @@ class TorchTwice(nn.Module):
 def test_a_layer_called_twice_is_compared_call_by_call():
     x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     table = (("fc", "fc", dense),)
-    assert [layer.call for layer in crosscheck(TorchTwice(), Twice(), table, x).layers] == [0, 1]
-    report = crosscheck(TorchTwice(), Twice(scale=1.01), table, x)
+    assert [layer.call for layer in crosscheck(TorchTwice(), Twice(), table, x, steps=0).layers] == [0, 1]
+    report = crosscheck(TorchTwice(), Twice(scale=1.01), table, x, steps=0)
     assert report.first_local is None
     assert report.first_divergent.name == "fc (call 2)"
 
@@ -391,7 +402,7 @@ def test_a_short_type_is_judged_by_torchs_own_rounding(dtype):
     assert report.passed
     # In bfloat16 outputs lie 1e-3 apart and more, a hundred times float32's limit.
     assert report.final.max_abs / report.final.scale > 1e-5
-    assert not crosscheck(TorchNet(), FlaxNet(padding="SAME"), TABLE, images(), dtype=dtype).passed
+    assert not crosscheck(TorchNet(), FlaxNet(padding="SAME"), TABLE, images(), dtype=dtype, steps=0).passed
 
 
 def test_neither_module_changes_and_a_second_run_gives_the_same_numbers(sound):
@@ -417,8 +428,8 @@ def test_what_cannot_be_compared_is_said_before_anything_runs():
     x = np.zeros((2, 4), np.float32)
     with pytest.raises(ConfigError, match="dtype 'f8' is none of"):
         crosscheck(nn.Linear(4, 4), fnn.Dense(4), table, x, dtype="f8")
-    with pytest.raises(ConfigError, match="steps 0"):
-        crosscheck(nn.Linear(4, 4), fnn.Dense(4), table, x, steps=0)
+    with pytest.raises(ConfigError, match="steps -1"):
+        crosscheck(nn.Linear(4, 4), fnn.Dense(4), table, x, steps=-1)
     net = TorchNet()
     net.drop = nn.Dropout(0.1)
     with pytest.raises(ConfigError, match="drop drops out at random"):

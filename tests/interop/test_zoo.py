@@ -93,7 +93,7 @@ def training_error(name, dtype):
     batches = [draw(image_shape(name), 8, seed, dtype) for seed in range(5)]
     # Gradients explode through dozens of norms over random weights: at 1e-5 a step moves a kernel of resnet50 by 1e-3
     # of itself, and what a kink (see below) changes in it grows from step to step. The statistics, which are what is
-    # tested here, need no large steps; the tiny networks take some, smaller ones where they are as deep as the real ones.
+    # tested here, need no large steps; the tiny networks take some, small ones where they are as deep as the real ones.
     learning_rate = RATES.get(name, 0.02 if name in TINY else 1e-8)
     train_torch(net, batches, learning_rate)
     return largest(train_flax(model, variables, batches, learning_rate), to_flax(arrays(net), table(name), like))
