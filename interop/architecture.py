@@ -1,14 +1,16 @@
 """A model as conversion sees it: its table, and the shapes of its variables for given weights."""
 
 import importlib.util
+import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from interop.engine import plan_to_flax, plan_to_torch
-from interop.layout import Spec
-from interop.problems import WeightsError
+from interop.engine import flatten, plan_to_flax, plan_to_torch
+from interop.layout import Spec, parse
+from interop.problems import Problems, WeightsError
 from interop.rules import Table, compiled, exceptions, match
 from interop.tables import table as table_of
 from jaxkit.errors import ConfigError
@@ -17,7 +19,13 @@ from jaxkit.problems import nearest
 
 # What data parallelism, compilation, sharding and wrappers put before a model's own names.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-_INFIXES = ("_fsdp_wrapped_module.", "_orig_mod.")
+_SPELLINGS = (
+    (r"_fsdp_wrapped_module\.", "", "left out '_fsdp_wrapped_module.' of the keys"),
+    (r"_orig_mod\.", "", "left out '_orig_mod.' of the keys"),
+    # torchvision's released DenseNets
+    (r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", "read 'norm.1' and its like as 'norm1'"),
+)
+_FLATTENED = parse("o (c h w) -> h w c o")
 
 
 class Architecture(NamedTuple):
@@ -42,10 +50,10 @@ def architecture(model: Any, image_size: tuple[int, int] | None = None) -> Archi
     if isinstance(model, Architecture):
         return model
     if isinstance(model, tuple):
-        module, table, example = model
-        return Architecture(type(module).__name__, table, lambda _: _shapes(module, example))
+        return _own(*_checked(model, "the model"))
     if ".py" in model:
-        return architecture(_from_file(model), image_size)
+        found = _from_file(model)
+        return found if isinstance(found, Architecture) else _own(*_checked(found, f"--model {model}"))
     if model not in MODELS:
         raise ConfigError(f"no model is named {model!r}{nearest(model, MODELS)}. All: {', '.join(MODELS)}")
     return Architecture(model, table_of(model), lambda specs: _classifier_shapes(model, specs, image_size))
@@ -78,10 +86,11 @@ def stripped(keys: list[str], table: Table | None) -> tuple[dict[str, str], list
     A prefix goes only if more keys fit the table without it; or, where no table is given, if all keys have it.
     """
     names, notes = {key: key for key in keys}, []
-    for infix in _INFIXES:
-        if any(infix in name for name in names):
-            names = {name.replace(infix, ""): key for name, key in names.items()}
-            notes.append(f"left out {infix!r} of the keys")
+    for pattern, text, note in _SPELLINGS:
+        spelled = {re.sub(pattern, text, name): key for name, key in names.items()}
+        if spelled.keys() != names.keys() and len(spelled) == len(names):
+            names = spelled
+            notes.append(note)
     patterns = [key for rule in compiled(table) for key in rule.torch] if table else []
     fits = sum(any(match(pattern, name) for pattern in patterns) for name in names)
     for prefix in _PREFIXES * 2:
@@ -104,21 +113,57 @@ def num_classes(specs: Mapping[str, Spec], table: Table) -> int | None:
     return None
 
 
-def image_channels(specs: Mapping[str, Spec]) -> int:
-    """How many channels the images of torch weights have: the inputs of the stem; 3 where no kernel tells."""
-    inputs = [spec.shape[1] for spec in specs.values() if len(spec.shape) == 4] or [3]
-    # The stem comes first in torch's order; Flax's is the alphabet's, but few layers other than a stem have 3 inputs.
-    return 3 if 3 in inputs else inputs[0]
+def image_channels(name: str, specs: Mapping[str, Spec], image_size: tuple[int, int] | None = None) -> int:
+    """How many channels the images of a classifier's torch weights have: the inputs of its stem."""
+    if any(len(spec.shape) == 4 and spec.shape[1] == 3 for spec in specs.values()):
+        return 3
+    key, axis = _stem(name, image_size or (IMAGE_SIDES[name],) * 2)
+    return specs[key].shape[axis] if key in specs and len(specs[key].shape) > axis else 3
 
 
 def require_fit(found: Architecture, specs: Mapping[str, Spec]) -> None:
-    """Raises WeightsError unless Flax leaves of these names and shapes are all of the architecture's variables."""
-    torch = {
-        key: Spec(move.torch_shape, specs[move.flax[0]].dtype)
-        for move in plan_to_torch(specs, found.table).moves
-        for key in move.torch
-    }
-    plan_to_flax(torch, found.table, found.like(torch))
+    """Raises WeightsError unless Flax leaves of these names and shapes are the architecture's variables.
+
+    Of a kernel behind a flattened map the map's size, which depends on the images', may be any.
+    """
+    plan = plan_to_torch(specs, found.table)
+    torch = {key: Spec(move.torch_shape, specs[move.flax[0]].dtype) for move in plan.moves for key in move.torch}
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(found.like(torch)).items()}
+    resized = {path for move in plan.moves if move.rule.layout == _FLATTENED for path in move.flax}
+    origin = {path: ", ".join(move.torch) for move in plan.moves for path in move.flax}
+    Problems(
+        missing=[path for path in shapes if path not in specs],
+        unexpected=[path for path in specs if path not in shapes],
+        misshapen=[
+            f"{path} {list(spec.shape)} for {list(shapes[path])}, in torch {origin.get(path, 'nothing')}"
+            for path, spec in specs.items()
+            if path in shapes
+            and (spec.shape[2:] != shapes[path][2:] if path in resized else spec.shape != shapes[path])
+        ],
+    ).raise_any()
+
+
+def _own(module: Any, table: Table, example: Any) -> Architecture:
+    inputs = example if isinstance(example, tuple) else (example,)
+    return Architecture(type(module).__name__, table, lambda _: _shapes(module, *inputs))
+
+
+def _checked(model: Any, what: str) -> tuple[Any, Table, Any]:
+    """Raises ConfigError unless a model is what one of one's own must be."""
+    from flax import linen as nn
+
+    if not isinstance(model, tuple) or len(model) != 3:
+        raise ConfigError(f"{what} is no (flax_module, table, example_input)")
+    module, table, example = model
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"{what}: {module!r:.100} in the first place is no Flax module, such as Net() of class Net")
+    for row in table if isinstance(table, tuple) else [table]:
+        whole = isinstance(row, tuple) and len(row) == 3 and isinstance(row[2], Mapping)
+        if not whole or not all(isinstance(name, str) for name in row[:2]):
+            raise ConfigError(
+                f"{what}: {row!r:.100} is no row (torch module, flax module, layer kind) in a tuple of rows"
+            )
+    return module, table, example
 
 
 def _from_file(model: str) -> Any:
@@ -127,8 +172,15 @@ def _from_file(model: str) -> Any:
     if not Path(path).is_file():
         raise ConfigError(f"--model {model}: there is no file {path}")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # as Python runs a script: known by its name, with its folder to import from
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(Path(path).parent.absolute()))
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise ConfigError(f"--model {model}: {path} cannot be imported: {error}") from error
+    finally:
+        sys.path.pop(0)
     if not hasattr(module, name or "model"):
         raise ConfigError(f"--model {model}: {path} defines no {name or 'model'}; write FILE.py:NAME")
     return getattr(module, name or "model")
@@ -142,8 +194,23 @@ def _shapes(module: Any, *inputs: Any) -> Mapping[str, Any]:
 
 def _classifier_shapes(name: str, specs: Mapping[str, Spec], image_size: tuple[int, int] | None) -> Mapping[str, Any]:
     """The variables of a classifier with as many classes and image channels as the weights have."""
-    size = image_size or (IMAGE_SIDES[name],) * 2
-    return _zoo_shapes(name, num_classes(specs, table_of(name)) or 1000, (1, *size, image_channels(specs)))
+    size, channels = image_size or (IMAGE_SIDES[name],) * 2, image_channels(name, specs, image_size)
+    return _zoo_shapes(name, num_classes(specs, table_of(name)) or 1000, (1, *size, channels))
+
+
+@cache
+def _stem(name: str, size: tuple[int, int]) -> tuple[str, int]:
+    """The torch leaf one of whose axes counts the images' channels, and that axis."""
+    one, two = (
+        {
+            key: move.torch_shape
+            for move in plan_to_torch(flatten(_zoo_shapes(name, 2, (1, *size, channels))), table_of(name)).moves
+            for key in move.torch
+        }
+        for channels in (1, 2)
+    )
+    key = next(key for key in one if one[key] != two[key])
+    return key, next(axis for axis, (a, b) in enumerate(zip(one[key], two[key], strict=True)) if a != b)
 
 
 @cache
@@ -156,7 +223,7 @@ def _zoo_shapes(name: str, classes: int, images: tuple[int, ...]) -> Mapping[str
 
 
 def _names_fit(specs: Mapping[str, Spec], table: Table, layout: str) -> bool:
-    """Whether every name has a row, and every row that has no number in it a name."""
+    """Whether every name has a row."""
     rules, (dropped, tied, _) = compiled(table), exceptions(table)
     sides = [rule.torch if layout == "torch" else rule.flax for rule in rules]
     patterns = [pattern for side in sides for pattern in side]

@@ -16,6 +16,9 @@ from interop.layout import Spec
 from interop.problems import Problems, WeightsError
 from interop.streaming import torch_arrays, torch_specs
 
+# JAX cuts them to 32 bits, or 64 of a complex number.
+_WIDE = ("float64", "int64", "uint64", "complex128")
+
 
 class Conversion(NamedTuple):
     """What a conversion did, or would do."""
@@ -68,7 +71,7 @@ def load(
     wide = [
         f"{name} is {a.dtype}, which JAX narrows to 32 bits; convert with --dtype f32 first"
         for name, a in flat.items()
-        if a.dtype.itemsize == 8
+        if a.dtype.name in _WIDE
     ]
     broken = [f"{name} holds not-a-numbers" for name, a in flat.items() if manifest.has_nan(a)]
     Problems(narrowed=wide, damaged=broken).raise_any()
@@ -92,12 +95,13 @@ def save(
     """
     given = flatten(variables)
     found = architecture(model)
-    moves = plan_to_torch({path: Spec(tuple(a.shape), np.dtype(a.dtype)) for path, a in given.items()}, found.table)
+    specs = {path: Spec(tuple(a.shape), np.dtype(a.dtype)) for path, a in given.items()}
+    require_fit(found, specs)
     if format == "torch":
-        specs = torch_specs(moves, given)
-        arrays = torch_arrays(moves, lambda path: np.asarray(given[path]), specs)
+        plan = plan_to_torch(specs, found.table)
+        specs = torch_specs(plan, given)
+        arrays = torch_arrays(plan, lambda path: np.asarray(given[path]), specs)
     else:
-        specs = {path: Spec(tuple(a.shape), np.dtype(a.dtype)) for path, a in given.items()}
         arrays = ((path, np.asarray(a)) for path, a in given.items())
     write_weights(
         Path(destination),
@@ -187,9 +191,11 @@ def _checked(job: Job, destination: Path, to: str, dtype: str) -> str:
     found = job.found
     if to == "torch":
         # the shapes are known: those of the source
-        found = found._replace(like=lambda _: unflatten(job.source.specs))
+        like = unflatten({path: job.source.specs[key] for path, key in job.names.items()})
+        found = found._replace(like=lambda _: like)
     with open_weights(destination) as written:
-        returned = plan_conversion(written, job.source.format, found, "keep", None)
+        model = None if job.source.format == to else found
+        returned = plan_conversion(written, job.source.format, model, "keep", None)
         differing, compared = [], 0
         for name, array in returned.arrays():
             if name not in job.names or name in job.plan.dropped:
@@ -202,7 +208,7 @@ def _checked(job: Job, destination: Path, to: str, dtype: str) -> str:
     sums = {name for move in job.plan.moves if any(len(t) > 1 for t in move.rule.sums) for name in move.torch}
     differing = [line for line in differing if line.split(" ")[0] not in sums]
     if differing:
-        raise WeightsError(Problems(damaged=differing))
+        raise WeightsError(Problems(damaged=[*differing, f"{destination} is not to be used: convert again"]))
     return f"checked: {compared} tensors read from {destination} come back bit for bit"
 
 

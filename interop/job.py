@@ -7,12 +7,13 @@ import ml_dtypes
 import numpy as np
 
 from interop import manifest
-from interop.architecture import Architecture, architecture, guess, stripped
+from interop.architecture import Architecture, architecture, guess, require_fit, stripped
 from interop.engine import Plan, check_tied, flatten, plan_to_flax, plan_to_torch, unflatten
 from interop.files import Weights
+from interop.files.dtypes import is_floating
 from interop.files.folders import MODEL
 from interop.layout import Spec
-from interop.streaming import moved, torch_arrays, torch_specs
+from interop.streaming import cast_array, moved, torch_arrays, torch_specs
 from jaxkit.errors import ConfigError
 from jaxkit.models import MODELS
 
@@ -36,34 +37,42 @@ def plan_conversion(weights: Weights, to: str, model: Any, dtype: str, image_siz
     Arguments and errors are those of :func:`interop.conversion.convert`.
     """
     if weights.format == to:
-        return _copy(weights, model, dtype)
+        return _copy(weights, model, dtype, image_size)
     return (_to_torch if to == "torch" else _to_flax)(weights, model, dtype, image_size)
 
 
-def _copy(weights: Weights, model: Any, dtype: str) -> Job:
+def _copy(weights: Weights, model: Any, dtype: str, image_size: tuple[int, int] | None) -> Job:
     """Plans to write the same tensors anew."""
     weights.notes.append(f"names and layouts are {weights.format}'s already and stay as they are")
     cast = {name: Spec(spec.shape, cast_type(spec.dtype, dtype)) for name, spec in weights.specs.items()}
-    name = (model and architecture(model).name) or _recorded(weights) or "weights"
+    if model is not None:
+        _require_fit(weights, architecture(model, image_size))
+    name = architecture(model).name if model is not None else _recorded(weights) or "weights"
     found, plan = Architecture(name, (), lambda specs: unflatten(specs)), Plan([], {}, {}, {}, {})
 
     def arrays():
         for name, spec in cast.items():
-            yield name, weights.read(name).astype(spec.dtype, copy=False)
+            yield name, cast_array(name, weights.read(name), spec.dtype)
 
     return Job(weights, {name: name for name in cast}, found, plan, cast, arrays)
 
 
 def _to_torch(weights: Weights, model: Any, dtype: str, image_size: tuple[int, int] | None) -> Job:
-    origin, specs = manifest.read(weights), weights.specs
+    origin = manifest.read(weights)
+    names = _paths(weights)
+    specs = {path: weights.specs[name] for path, name in names.items()}
     found = architecture(model or _known(weights, specs, "flax", image_size), image_size)
+    require_fit(found, specs)
     plan = plan_to_torch(specs, found.table)
     kept = origin.get("dropped", {}).items()
     restored = {key: np.array(value, dtype) for key, (dtype, value) in kept if key in plan.refills}
     planned = torch_specs(plan, specs, restored)
     cast = {name: Spec(spec.shape, cast_type(spec.dtype, dtype)) for name, spec in planned.items()}
-    names = {name: name for name in specs}
-    return Job(weights, names, found, plan, cast, lambda: torch_arrays(plan, weights.read, cast, restored))
+
+    def arrays():
+        return torch_arrays(plan, lambda path: weights.read(names[path]), cast, restored)
+
+    return Job(weights, names, found, plan, cast, arrays)
 
 
 def _to_flax(weights: Weights, model: Any, dtype: str, image_size: tuple[int, int] | None) -> Job:
@@ -88,6 +97,24 @@ def _to_flax(weights: Weights, model: Any, dtype: str, image_size: tuple[int, in
     return Job(weights, names, found, plan, cast, arrays)
 
 
+def _paths(weights: Weights) -> dict[str, str]:
+    """Maps Flax paths to a file's names; transformers and diffusers save what is under ``params`` alone."""
+    if any(name.startswith("params/") for name in weights.specs):
+        return {name: name for name in weights.specs}
+    weights.notes.append("read the names as those under 'params'")
+    return {f"params/{name}": name for name in weights.specs}
+
+
+def _require_fit(weights: Weights, found: Architecture) -> None:
+    """Raises WeightsError unless a file's tensors are all of the architecture's."""
+    if weights.format == "flax":
+        require_fit(found, weights.specs)
+        return
+    names, _ = stripped(list(weights.specs), found.table)
+    given = {name: weights.specs[key] for name, key in names.items()}
+    plan_to_flax(given, found.table, found.like(given))
+
+
 def _known(weights: Weights, specs: Mapping[str, Spec], layout: str, image_size: tuple[int, int] | None) -> str:
     """The model that the file says it is of; else the one that its keys fit."""
     if (name := _recorded(weights)) is None:
@@ -104,5 +131,4 @@ def _recorded(weights: Weights) -> str | None:
 
 def cast_type(dtype: np.dtype, to: str) -> np.dtype:
     """The type that a tensor of ``dtype`` is written as: only floating-point ones are cast; ``keep`` casts none."""
-    floating = dtype.kind == "f" or dtype == DTYPES["bf16"]
-    return DTYPES[to] if floating and to != "keep" else dtype
+    return DTYPES[to] if is_floating(dtype) and to != "keep" else dtype

@@ -10,6 +10,7 @@ import numpy as np
 from interop.architecture import architecture
 from interop.engine import Move, flatten, plan_to_torch
 from interop.files import open_weights
+from interop.files.errors import shown
 from interop.layout import spec
 from interop.rules import exceptions, match, written
 from jaxkit.errors import ConfigError
@@ -20,7 +21,7 @@ def inspect(path: str | Path, container: str | None = None) -> Iterator[str]:
     with open_weights(Path(path), container) as weights:
         yield f"{path}: {weights.format} layouts, {len(weights.specs)} tensors"
         yield from (f"  {note}" for note in weights.notes)
-        yield from (f"  {key}: {text[:100]}" for key, text in weights.metadata.items())
+        yield from (f"  {shown(key)}: {shown(text[:100])}" for key, text in weights.metadata.items())
         width = max(map(len, weights.specs), default=0)
         total = 0
         for name, spec in weights.specs.items():
@@ -73,13 +74,34 @@ def diff(first: str | Path, second: str | Path) -> list[str]:
 
 
 def _difference(x: np.ndarray, y: np.ndarray) -> str | None:
+    """Says in what two arrays differ; None if in nothing."""
     if x.shape != y.shape:
         return f"{list(x.shape)} and {list(y.shape)}"
-    if x.dtype == y.dtype and np.ascontiguousarray(x).tobytes() == np.ascontiguousarray(y).tobytes():
-        return None
     types = "" if x.dtype == y.dtype else f"{x.dtype} and {y.dtype}, "
-    gap = np.abs(x.astype(np.float64) - y.astype(np.float64))
-    return f"{types}largest difference {gap.max():.3g} in {int((gap != 0).sum()):,} of {gap.size:,}"
+    x, y = np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(y).reshape(-1)
+    places = np.not_equal(*_exact(x, y)) if types else (_bytes(x) != _bytes(y)).any(1)
+    count = int(places.sum())
+    if count == 0:
+        return f"{types}the same numbers" if types else None
+    # infinities have no difference, and those of large numbers may be none
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = np.abs(np.subtract(*_exact(x[places], y[places]))).max()
+    return f"{types}largest difference {gap:.3g} in {count:,} of {x.size:,}"
+
+
+def _exact(*arrays: np.ndarray) -> list[np.ndarray]:
+    """The arrays in one type that holds every number of both, and their differences where they are whole."""
+    kinds = {array.dtype.kind for array in arrays}
+    if kinds <= set("biu"):
+        # the difference of two integers of 64 bits has 65
+        target = object if max(array.dtype.itemsize for array in arrays) == 8 else np.int64
+    else:
+        target = np.complex128 if "c" in kinds else np.float64
+    return [array.astype(target) for array in arrays]
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1, 1).view(np.uint8)
 
 
 def _explained(move: Move) -> list[str]:

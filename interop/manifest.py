@@ -10,10 +10,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from interop.files import FileError, Weights
+from interop.files.dtypes import EXTENDED, is_floating
 from interop.files.strict_json import parse
 from interop.problems import Problems
 from interop.rules import Table
@@ -136,15 +136,16 @@ def _file_hash(path: Path, stop: Event) -> str:
 
 
 def has_nan(array: np.ndarray) -> bool:
-    """Whether a floating-point array holds a not-a-number; looked at in pieces that a core's cache holds."""
-    if array.dtype.kind != "f" and array.dtype != np.dtype(ml_dtypes.bfloat16):
+    """Whether an array holds a not-a-number; looked at in pieces that a core's cache holds."""
+    if not (is_floating(array.dtype) or array.dtype.kind == "c"):
         return False
     flat = np.ascontiguousarray(array).reshape(-1)
-    if flat.dtype == np.dtype(ml_dtypes.bfloat16):
+    pieces = (flat[i : i + _CHUNK] for i in range(0, flat.size, _CHUNK))
+    if flat.dtype.name == "bfloat16":
         # Of the bits without the sign, those above infinity's are no number; NumPy's isnan is slow in this type.
-        flat = flat.view(np.uint16)
-        return any(((flat[i : i + _CHUNK] & 0x7FFF) > 0x7F80).any() for i in range(0, flat.size, _CHUNK))
-    return any(np.isnan(flat[i : i + _CHUNK]).any() for i in range(0, flat.size, _CHUNK))
+        return any(((piece.view(np.uint16) & 0x7FFF) > 0x7F80).any() for piece in pieces)
+    short = flat.dtype.name in EXTENDED
+    return any(np.isnan(piece.astype(np.float32) if short else piece).any() for piece in pieces)
 
 
 def _versions() -> dict[str, str]:

@@ -59,11 +59,17 @@ def _collapsed(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
         groups.setdefault(_NUMBER.sub("#", line), []).append(_NUMBER.findall(line))
     for masked, numbers in groups.items():
-        columns = [sorted(set(column), key=int) for column in zip(*numbers, strict=True)]
+        columns = [sorted(set(column), key=_size) for column in zip(*numbers, strict=True)]
         shown = [c[0] if len(c) == 1 else f"{{{c[0]}...{c[-1]}}}" for c in columns]
         literals = masked.split("#")
         text = "".join(a + b for a, b in zip(literals, [*shown, ""], strict=True))
         yield text if len(numbers) == 1 else f"{text} (x{len(numbers)})"
+
+
+def _size(digits: str) -> tuple[int, str]:
+    """Orders numbers by size; ``int`` reads no more than some thousand digits."""
+    digits = digits.lstrip("0")
+    return len(digits), digits
 
 
 def _with_nearest(keys: list[str], others: list[str], word: str) -> Iterator[str]:

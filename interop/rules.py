@@ -12,6 +12,8 @@ from interop.problems import Problems
 from jaxkit.errors import ConfigError
 
 Table = tuple[tuple[str, str, Kind], ...]
+# what a layer of a stack may be numbered, whatever else is there
+_LAYERS, _DIGITS = 1000, 9
 
 
 class Rule(NamedTuple):
@@ -95,7 +97,7 @@ def grouped(
     ``near(rule)`` are the patterns of this side, ``far(rule)`` those of the other. Returns the whole groups, the names
     on the other side that the keys lead to (also those of groups of which a key is missing), and what is wrong.
     """
-    problems, members = Problems(), {}
+    keys, problems, members = list(keys), Problems(), {}
     for key in keys:
         found = [
             (i, position, match(pattern, key).groupdict())
@@ -110,8 +112,15 @@ def grouped(
             places = " and ".join(written(far(rules[i])[0], numbers) for i, _, numbers in found)
             problems.ambiguous.append(f"{key} has several rows: it becomes {places}")
         i, position, numbers = found[0]
-        layer = int(numbers.pop(rules[i].stack, 0))
-        members.setdefault((i, tuple(numbers.items())), {})[layer, position] = key
+        digits = numbers.pop(rules[i].stack, "0")
+        # one key must not make a stack of any height, each of whose layers would be named as missing
+        if len(digits) > _DIGITS or int(digits) >= max(_LAYERS, len(keys)):
+            problems.unexpected.append(key)
+            continue
+        place, taken = (int(digits), position), members.setdefault((i, tuple(numbers.items())), {})
+        if place in taken:
+            problems.ambiguous.append(f"{taken[place]} and {key} are both number {place[0]} of a stack")
+        taken.setdefault(place, key)
 
     groups, claims = [], {}
     for (i, numbers), taken in members.items():
@@ -147,7 +156,13 @@ def module_pairs(table: Table, torch_modules: Iterable[str], flax_modules: Itera
     present, pairs = set(flax_modules), {}
     for name in torch_modules:
         for torch, flax, _ in table:
-            if (found := match(torch, name)) and (path := written(flax, found.groupdict())) in present:
+            numbers = (found := match(torch, name)) and found.groupdict()
+            # a recurrent layer's number is in its leaves' names: its row has no one module
+            if (
+                found
+                and set(re.findall(r"{(\w+)}", flax)) <= set(numbers)
+                and (path := written(flax, numbers)) in present
+            ):
                 pairs[name] = path
     return pairs
 

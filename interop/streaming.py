@@ -10,6 +10,7 @@ import numpy as np
 
 from interop.engine import Move, Plan
 from interop.layout import Spec
+from interop.problems import Problems, WeightsError
 
 # Above this a tensor is not converted ahead while the one before it is written: memory holds one large one at a time.
 _AHEAD = 64 << 20
@@ -32,7 +33,22 @@ def torch_arrays(plan: Plan, read: Callable[[str], np.ndarray], specs: Mapping[s
     for alias, key in plan.tied.items():
         move = origin[key]
         leaf = move.to_torch([read(path) for path in move.flax])[move.torch.index(key)]
-        yield alias, leaf.astype(specs[alias].dtype, copy=False)
+        yield alias, cast_array(alias, leaf, specs[alias].dtype)
+
+
+def cast_array(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The array in a type; itself if it is of that type.
+
+    Raises WeightsError for numbers that are too large for the type.
+    """
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    lost = int(np.isinf(cast).sum()) - int(np.isinf(array).sum())
+    if lost:
+        raise WeightsError(Problems(narrowed=[f"{name} holds {lost} numbers too large for {dtype}"]))
+    return cast
 
 
 def moved(
@@ -44,7 +60,7 @@ def moved(
         sources, targets = (move.torch, move.flax) if to_flax else (move.flax, move.torch)
         apply = move.to_flax if to_flax else move.to_torch
         arrays = apply([read(name) for name in sources])
-        return [(name, a.astype(specs[name].dtype, copy=False)) for name, a in zip(targets, arrays, strict=True)]
+        return [(name, cast_array(name, a, specs[name].dtype)) for name, a in zip(targets, arrays, strict=True)]
 
     def size(move):
         names = move.flax if to_flax else move.torch

@@ -7,19 +7,23 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from jaxkit.errors import ConfigError, UserError
 
 
 @contextlib.contextmanager
-def reported() -> Iterator[None]:
+def reported(
+    after: str = "outside the training loop; the same command goes on from the last checkpoint",
+) -> Iterator[None]:
     """Turns an error the user can mend, or a signal outside the training loop, into one message and an exit code.
 
-    The loop answers signals itself. Elsewhere there is nothing to save, and Python's own answer to Ctrl-C, an exception
-    at any line, is swallowed by some of the libraries that are imported: the process ends at once instead.
+    The loop answers signals itself, and so does what is writing a file. Elsewhere there is nothing to save, and
+    Python's own answer to Ctrl-C, an exception at any line, is swallowed by some of the libraries that are imported:
+    the process ends at once instead. ``after`` says where that leaves the user.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end_at_once)
+        signal.signal(number, partial(_end_at_once, after))
     try:
         yield
     except UserError as error:
@@ -31,10 +35,9 @@ def reported() -> Iterator[None]:
         sys.exit(_exit(f"{what} could not be written: {error.strerror}; the checkpoints before it are whole", 1))
 
 
-def _end_at_once(number: int, _frame) -> None:
+def _end_at_once(after: str, number: int, _frame) -> None:
     name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-    message = f"stopped by {name} outside the training loop; the same command goes on from the last checkpoint"
-    print(message, file=sys.stderr, flush=True)
+    print(f"stopped by {name} {after}", file=sys.stderr, flush=True)
     os._exit(128 + number)
 
 

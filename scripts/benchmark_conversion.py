@@ -22,5 +22,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with reported("before anything was written"):
         main()

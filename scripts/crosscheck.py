@@ -49,5 +49,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with reported():
+    with reported("before anything was written"):
         sys.exit(main())

@@ -220,7 +220,7 @@ def test_flax_files_are_checked_as_torch_files_are(tmp_path, edit):
     else:
         flat |= {"params/other/kernel": flat[name]} if edit == "add" else {name: flat[name][..., :1]}
     (tmp_path / "wrong.msgpack").write_bytes(flax.serialization.to_bytes(unflatten(flat)))
-    line = {"drop": "missing +conv1.weight", "add": "unexpected +params/other/kernel", "reshape": "misshapen +conv1.*"}
+    line = {"drop": f"missing +{name}", "add": "unexpected +params/other/kernel", "reshape": f"misshapen +{name} .*"}
     with pytest.raises(WeightsError, match=f"the weights do not fit the model:\n +{line[edit]}$"):
         read_weights(str(tmp_path / "wrong.msgpack"), NAME, variables)
 

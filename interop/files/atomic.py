@@ -3,7 +3,9 @@
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,13 +48,42 @@ def staged(parent: Path, destination: Path, size: int) -> Iterator[Path]:
             raise UserError(f"{destination}: {size:,} bytes do not fit on the disk, which has {free:,} free")
         folder = Path(tempfile.mkdtemp(dir=parent, prefix=f".{destination.name}."))
         try:
-            yield folder
+            with _interruptible(destination):
+                yield folder
         finally:
             # what an interrupted replacement could not put back is the only copy there is
             if not any((folder / _REPLACED).glob("*")):
                 shutil.rmtree(folder)
     except OSError as error:
         raise UserError(f"{destination}: cannot be written: {error.strerror or error}") from error
+
+
+class Stopped(UserError):
+    """A signal ended the writing of a file."""
+
+    def __init__(self, destination: Path, number: int):
+        self.exit_code = 128 + number
+        super().__init__(f"stopped by {signal.Signals(number).name}; {destination} is as it was before")
+
+
+@contextlib.contextmanager
+def _interruptible(destination: Path) -> Iterator[None]:
+    """Lets signals raise :class:`Stopped` where they would end the process at once, and leave half a file behind."""
+    own = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hard = [number for number, handler in own.items() if handler not in (signal.default_int_handler, signal.SIG_IGN)]
+
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped(destination, number)
+
+    if threading.current_thread() is not threading.main_thread():
+        hard = []
+    for number in hard:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in hard:
+            signal.signal(number, own[number])
 
 
 def publish(folder: Path, moves: dict[Path, Path], retired: Iterable[Path] = ()) -> None:

@@ -37,19 +37,23 @@ def selected(
     found = loaded
     if container is not None:
         if not isinstance(found.get(container), Mapping):
-            names = listed(str(name) for name, value in found.items() if isinstance(value, Mapping))
+            names = listed(_said(name) for name, value in found.items() if isinstance(value, Mapping))
             raise ConfigError(f"{path}: no container {container!r} is there; the dicts in it are: {names or 'none'}")
         notes.append(_taken(found, container))
         found = found[container]
+    entered = {id(found)}
     while (name := _nested(found, is_tensor)) is not None:
         notes.append(_taken(found, name))
         found = found[name]
+        if id(found) in entered:
+            raise FileError(path, "the dict holds itself", name, _REMEDY)
+        entered.add(id(found))
     for key in found:
         if not isinstance(key, str):
-            raise FileError(path, "the key of a tensor must be text", ascii(key), _REMEDY)
+            raise FileError(path, "the key of a tensor must be text", _said(key), _REMEDY)
     tensors = {key: value for key, value in found.items() if is_tensor(value)}
     if not tensors:
-        raise FileError(path, f"no tensors are in it, but {listed(map(str, found)) or 'nothing'}", remedy=_REMEDY)
+        raise FileError(path, f"no tensors are in it, but {listed(map(_said, found)) or 'nothing'}", remedy=_REMEDY)
     others = [f"{key} ({type(value).__name__})" for key, value in found.items() if key not in tensors]
     return tensors, notes + ([f"left out, being no tensors: {listed(others)}"] if others else [])
 
@@ -60,8 +64,22 @@ def _nested(found: Mapping[Any, Any], is_tensor: Callable[[Any], bool]) -> str |
 
 
 def _holds(value: Any, is_tensor: Callable[[Any], bool]) -> bool:
-    return isinstance(value, Mapping) and any(is_tensor(v) or _holds(v, is_tensor) for v in value.values())
+    """Whether a tensor is in dicts in dicts. A pickle may have one dict in many, or in itself: each is seen once."""
+    ahead, seen = [value], set()
+    while ahead:
+        node = ahead.pop()
+        if isinstance(node, Mapping) and id(node) not in seen:
+            seen.add(id(node))
+            if any(map(is_tensor, node.values())):
+                return True
+            ahead += node.values()
+    return False
 
 
 def _taken(found: Mapping[Any, Any], name: str) -> str:
-    return f"took '{name}' of {listed(map(str, found))}"
+    return f"took '{name}' of {listed(map(_said, found))}"
+
+
+def _said(key: Any) -> str:
+    """A key for a message: of what is neither text nor a whole number, and may be of any depth, the type."""
+    return str(key) if isinstance(key, str | int) else f"a {type(key).__name__}"

@@ -18,6 +18,13 @@ DTYPES: dict[str, np.dtype] = {
 } | {name: np.dtype(getattr(ml_dtypes, name)) for name in _BEYOND_NUMPY}  # fmt: skip
 EXTENDED = frozenset(_BEYOND_NUMPY)
 """Names of the types that ``ml_dtypes`` adds: other programs may not know them."""
+MAX_AXES = 64
+"""Of a NumPy array."""
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether a type has floating-point numbers, real ones; NumPy does not know it of those it lacks."""
+    return dtype.kind == "f" or dtype.name in EXTENDED
 
 
 def nbytes(spec: Spec) -> int:
@@ -34,8 +41,8 @@ def shape_problem(shape: object, dtype: np.dtype) -> str | None:
     """Says why ``shape``, as found in a file, is not that of an array; None if it is."""
     if not isinstance(shape, list | tuple) or not all(type(size) is int and size >= 0 for size in shape):
         return f"its shape {str(shape)[:100]} is no list of sizes"
-    if len(shape) > 64:
-        return f"it has {len(shape)} axes, more than the 64 of NumPy"
+    if len(shape) > MAX_AXES:
+        return f"it has {len(shape)} axes, more than the {MAX_AXES} of NumPy"
     # an empty array may still name sizes that no computer counts to
     if math.prod(size or 1 for size in shape) * dtype.itemsize >= 2**63:
         return f"its shape {str(list(shape))[:100]} is larger than any memory"

@@ -9,7 +9,7 @@ from interop.files.weights import Weights
 from jaxkit.errors import ConfigError
 
 # under which metadata has the name of a run's model
-MODEL = "model"
+MODEL = "jaxkit.model"
 # what save_pretrained writes, safe formats first
 NAMES = (
     "model.safetensors", "model.safetensors.index.json", "diffusion_pytorch_model.safetensors",

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from interop.files.dtypes import DTYPES, nbytes, shape_problem
+from interop.files.dtypes import DTYPES, MAX_AXES, nbytes, shape_problem
 from interop.files.errors import FileError
 from interop.files.strict_json import require_printable
 from interop.layout import Spec
@@ -124,22 +124,30 @@ class Walk:
 
     def array(self) -> Array:
         """Reads ``[shape, name of type, bytes]`` up to the bytes, and goes around them."""
-        shape = self.value(MAX_DEPTH - 1) if self.head() == ("array", 3) else None
+        shape = self.sizes() if self.head() == ("array", 3) else None
         kind, size = self.head()
         name = self.text(size) if kind == "str" else None
         kind, size = self.head()
-        if not isinstance(shape, dict) or name is None or kind != "bin":
+        if shape is None or name is None or kind != "bin":
             raise self.damage("its array is not shape, type and bytes")
         if name not in DTYPES:
             raise self.damage(f"its type {ascii(name)[:40]} is not read; those read are {', '.join(DTYPES)}")
-        if problem := shape_problem(list(shape.values()), DTYPES[name]):
+        if problem := shape_problem(shape, DTYPES[name]):
             raise self.damage(problem)
-        spec = Spec(tuple(shape.values()), DTYPES[name])
+        spec = Spec(tuple(shape), DTYPES[name])
         if nbytes(spec) != size:
             raise self.damage(f"its shape takes {nbytes(spec):,} bytes, {size:,} are there")
         offset = self.position
         self.skip(size)
         return Array(spec, offset)
+
+    def sizes(self) -> list[Any] | None:
+        """Reads a shape, if it is numbers alone: of an array in it, the shape could have an array in turn."""
+        kind, count = self.head()
+        if kind != "array" or count > MAX_AXES:
+            return None
+        heads = [self.head() for _ in range(count)]
+        return [size for _, size in heads] if all(kind == "number" for kind, _ in heads) else None
 
     def text(self, size: int) -> str:
         if size > _MAX_TEXT:

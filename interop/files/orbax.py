@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from interop.files.dtypes import DTYPES, EXTENDED, raw
+from interop.files.dtypes import DTYPES, EXTENDED, nbytes, raw, shape_problem
 from interop.files.errors import FileError, listed
-from interop.files.strict_json import parse, require_printable
+from interop.files.strict_json import parse, require_printable, text_map
 from interop.files.weights import Entry, Weights
 from interop.layout import Spec
 
 TREE, CHECKPOINT = "_METADATA", "_CHECKPOINT_METADATA"
 WRITABLE = frozenset(DTYPES) - {"float8_e8m0fnu"}  # TensorStore's zarr does not have it
 _HANDLER = "orbax.checkpoint._src.handlers.standard_checkpoint_handler.StandardCheckpointHandler"
+# Orbax compresses by zstd, which makes no less than 4 bytes of 128 KiB.
+_COMPRESSION = 1 << 15
 _EMPTY = ("None", "Dict", "List", "Tuple", "NamedTuple")
 
 
@@ -39,12 +41,18 @@ def open_folder(folder: Path) -> Weights:
     names, others = _named(described, folder)
     open_store = _stores(folder, bool(described.get("use_ocdbt", True)), bool(described.get("use_zarr3")))
     opening = {name: open_store(stored) for name, stored in names.items()}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    most = _COMPRESSION * sum(file.stat().st_size for file in files)
     entries = {}
     for name, future in opening.items():
         store = _result(future, folder, name)
         if store.dtype.name not in DTYPES:
             raise FileError(folder, f"its type {store.dtype.name} is not read", name)
         spec = Spec(tuple(store.shape), DTYPES[store.dtype.name])
+        if problem := shape_problem(spec.shape, spec.dtype):
+            raise FileError(folder, problem, name)
+        if nbytes(spec) > most:
+            raise FileError(folder, f"its shape takes {nbytes(spec):,} bytes, more than its files can hold", name)
         entries[name] = Entry(spec, partial(_read, store, folder, name))
     if not entries:
         raise FileError(folder, "no arrays are in the checkpoint")
@@ -52,7 +60,7 @@ def open_folder(folder: Path) -> Weights:
         folder,
         "flax",
         entries,
-        files=sorted(path for path in folder.rglob("*") if path.is_file()),
+        files=files,
         metadata=_metadata(folder),
         notes=[f"left out, being no tensors: {listed(others)}"] if others else [],
     )
@@ -115,7 +123,9 @@ def _metadata(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     custom = parse(path.read_bytes(), path, "metadata").get("custom_metadata") or {}
-    return {key: value for key, value in custom.items() if isinstance(value, str)}
+    if isinstance(custom, dict):
+        custom = {key: value for key, value in custom.items() if isinstance(value, str)}
+    return text_map(custom, path, "custom_metadata")
 
 
 def write_folder(

@@ -45,7 +45,7 @@ def open_index(path: Path, open_shard: Callable[[Path], Weights]) -> Weights:
         readers = {name: weights.entries() for name, weights in found.items()}
         for key, name in places.items():
             entries[keys[name][key]] = readers[name][keys[name][key]]
-        stated = {key: str(value) for key, value in index.get("metadata", {}).items()} if _has_metadata(index) else {}
+        stated = text_map(_plain(index.get("metadata")), path, "metadata")
         shared = {key: text for weights in found.values() for key, text in weights.metadata.items()}
         notes = [note for weights in found.values() for note in weights.notes]
         return Weights(
@@ -59,8 +59,11 @@ def open_index(path: Path, open_shard: Callable[[Path], Weights]) -> Weights:
         )
 
 
-def _has_metadata(index: Mapping[str, object]) -> bool:
-    return isinstance(index.get("metadata"), dict)
+def _plain(metadata: object) -> dict[str, str]:
+    """The texts and numbers of an index's metadata, where it has any."""
+    if not isinstance(metadata, dict):
+        return {}
+    return {key: str(value) for key, value in metadata.items() if isinstance(value, str | int | float)}
 
 
 def _key(weights: Weights, name: str) -> str:

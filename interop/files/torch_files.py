@@ -19,7 +19,7 @@ import numpy as np
 
 from interop.files import archive
 from interop.files.containers import selected
-from interop.files.dtypes import DTYPES, nbytes, raw
+from interop.files.dtypes import DTYPES, nbytes, raw, shape_problem
 from interop.files.errors import FileError, shown
 from interop.files.strict_json import parse, require_printable, text_map
 from interop.files.weights import Entry, Weights, mapped
@@ -130,6 +130,13 @@ def _require_plain(torch: Any, tensor: Any, path: Path, name: str) -> None:
         )
     if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
         raise FileError(path, f"its type {tensor.dtype} is not read", name, f"convert it to one of {', '.join(DTYPES)}")
+    spec, stored = _spec(tensor), tensor.untyped_storage().nbytes()
+    if problem := shape_problem(spec.shape, spec.dtype):
+        raise FileError(path, problem, name)
+    if nbytes(spec) > stored:
+        # an expanded tensor: a file of some bytes may claim to hold any number of them
+        problem = f"it repeats its numbers: its shape takes {nbytes(spec):,} bytes, {stored:,} are there"
+        raise FileError(path, problem, name, "where it comes from, save tensor.clone()")
 
 
 def _spec(tensor: Any) -> Spec:

@@ -3,16 +3,18 @@
 import mmap
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
 from interop.files.dtypes import nbytes
-from interop.files.errors import FileError
+from interop.files.errors import FileError, shown
 from interop.layout import Spec
 
 Format = Literal["torch", "flax"]
+_MAX_DEPTH = 100
 
 
 class Entry(NamedTuple):
@@ -36,6 +38,9 @@ class Weights:
         metadata: what the file says about itself.
         notes: what was recognised or left out, one sentence each.
         opened: what closes the files.
+
+    Raises:
+        FileError: if a Flax path leads through a tensor, or more than 100 names deep: no tree has it.
     """
 
     def __init__(
@@ -53,6 +58,9 @@ class Weights:
         self.files, self.metadata, self.notes = list(files), dict(metadata or {}), list(notes)
         self.specs: dict[str, Spec] = {name: entry.spec for name, entry in entries.items()}
         self._entries, self._opened = dict(entries), opened or ExitStack()
+        if format == "flax" and (problem := _tree_problem(entries)):
+            self.close()
+            raise FileError(path, *problem, "rename one where they come from")
 
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor, every bit of it.
@@ -75,6 +83,17 @@ class Weights:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _tree_problem(paths: Iterable[str]) -> tuple[str, str] | None:
+    """What keeps paths from making a tree, and the path it is about."""
+    # no name has a character before the space, so each path is followed at once by those that lead through it
+    ordered = [path.replace("\0", "/") for path in sorted(path.replace("/", "\0") for path in paths)]
+    for path, after in pairwise(ordered):
+        if after.startswith(f"{path}/"):
+            return f"a tensor is there, and {shown(after)} leads through it", path
+    deep = next((path for path in ordered if path.count("/") >= _MAX_DEPTH), None)
+    return None if deep is None else (f"the path has more than {_MAX_DEPTH} names", deep)
 
 
 def mapped(path: Path, file: BinaryIO, offset: int, spec: Spec, key: str) -> np.ndarray:

@@ -68,16 +68,21 @@ def crosscheck(
     inputs = tuple(map(np.asarray, inputs if isinstance(inputs, tuple) else (inputs,)))
     train = trains(flax_module)
     _check(torch_module, train, dtype, steps)
+    if any(np.isnan(array).any() for array in inputs if array.dtype.kind == "f"):
+        raise ConfigError("the inputs hold not-a-numbers, which no output can be compared by")
 
     def sides(precision: Precision) -> Pair:
         return pair_up(torch_module, flax_module, table, inputs, variables, precision)
 
     precision = PRECISIONS[dtype]
     with jax.default_matmul_precision("highest"), exact_products(), _wide(precision):
-        pair, wide = sides(precision), None
+        pair, wide, refused = sides(precision), None, None
         if precision.name == "float32":
             with _wide(PRECISIONS["f64"]):
                 wide = sides(PRECISIONS["f64"])
+                refused = wide.flax.refusal()
+        if refused:
+            wide = None
         paths = {module for path in flatten(pair.flax.variables) for module in modules(path)}
         names = module_pairs(table, [name for name, _ in torch_module.named_modules()], paths)
         forward = compare_forward(pair, names, wide)
@@ -97,7 +102,7 @@ def crosscheck(
         outputs=forward.outputs,
         leaves={title: _in_order(found, order) for title, found in leaves.items()},
         losses=losses,
-        unseen=forward.unseen,
+        unseen={**forward.unseen, **({"float64": f"the Flax module does not run in it: {refused}"} if refused else {})},
         blind={path: why for move in pair.plan.moves if (why := move.blindness()) for path in move.flax},
     )
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +74,14 @@ class FlaxSide:
             for call, (entered, left) in zip(calls, arrays, strict=True)
         ]
         return _numpy(output), seen
+
+    def refusal(self) -> str | None:
+        """Says why the module cannot be traced in this precision; None if it can."""
+        try:
+            jax.eval_shape(partial(self._apply, train=False), self.variables, self.inputs)
+        except TypeError as error:
+            return str(error).splitlines()[0]
+        return None
 
     def alone(self, calls: Sequence[FlaxCall], inputs: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
         """Repeats the calls, each alone and on the inputs given for it, in one program."""

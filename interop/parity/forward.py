@@ -83,10 +83,11 @@ def _matched(
     waiting: dict[str, list[FlaxCall]] = {}
     for call in flax_calls:
         waiting.setdefault(call.path, []).append(call)
+    apart = _unseen(names, torch_calls, flax_calls)
     matches, counts = [], Counter()
     for call, exact in zip(torch_calls, exact_calls, strict=True):
         path = names[call.name]
-        if waiting.get(path):
+        if call.name not in apart:
             other = waiting[path].pop(0)
             first = isinstance(pair.torch.net.get_submodule(call.name), _CHANNELS_FIRST)
             inputs = _aligned_all(call.inputs, [array.shape for array in other.inputs], first)

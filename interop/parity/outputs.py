@@ -67,4 +67,8 @@ def alignment(torch: tuple[int, ...], flax: tuple[int, ...], channels_first: boo
 def aligned(array: np.ndarray, shape: tuple[int, ...], channels_first: bool) -> np.ndarray | None:
     """Turns one of torch's activations to Flax's shape; see :func:`alignment`."""
     found = alignment(array.shape, shape, channels_first)
-    return None if found is None else rearrange(array, found.pattern, **found.sizes)
+    if found is not None:
+        return rearrange(array, found.pattern, **found.sizes)
+    # one row for all examples, such as that of positions
+    repeated = array.ndim == len(shape) and all(a in (1, b) for a, b in zip(array.shape, shape, strict=True))
+    return np.broadcast_to(array, shape) if repeated else None

@@ -8,8 +8,10 @@ import torch
 from flax import linen as nn
 
 from interop.engine import Plan, Table, flatten, plan_to_flax, spec, to_flax
+from interop.manifest import has_nan
 from interop.parity.flax_side import FlaxSide, shapes
 from interop.parity.torch_side import TorchSide
+from interop.problems import Problems
 from interop.report.difference import PRECISIONS, Precision
 
 
@@ -52,10 +54,12 @@ def pair_up(
 ) -> Pair:
     """Copies the torch module in the precision, and converts its weights unless ``variables`` are given.
 
-    Raises WeightsError if they do not fit the Flax module.
+    Raises WeightsError if they do not fit the Flax module, or hold not-a-numbers.
     """
     side = TorchSide(torch_module, precision, inputs)
     weights, like = side.weights(), shapes(flax_module, inputs)
+    broken = [f"{key} holds not-a-numbers" for key, array in weights.items() if has_nan(array)]
+    Problems(damaged=broken).raise_any()
     plan = plan_to_flax({key: spec(array) for key, array in weights.items()}, table, like)
     converted = to_flax(weights, table, like) if variables is None else variables
     exact = TorchSide(torch_module, PRECISIONS["f32"], inputs) if precision.short else None

@@ -14,6 +14,9 @@ from interop.report.difference import TOLERANCES, Difference, compare
 _MOVE, _LOSS_MOVE = 1e-3, 1e-3
 # Parameters are judged by their size, moves by the gradients they are made of.
 _MOVE_SCALE = TOLERANCES["gradients"] / TOLERANCES["training"]
+# Gradients below this part of their layer's largest are judged as if they were as large: a bias in front of a
+# normalisation has a gradient of zero, of which only rounding is there to compare. A short type's is as large as that.
+_LEAST = 1e-2
 
 Leaves = Mapping[str, np.ndarray]
 
@@ -74,7 +77,9 @@ def reconsidered(sections: dict[str, list[Leaf]], again: Callable[[], dict[str, 
 def _gradients(pair: Pair, found: Leaves, reference: Leaves, exact: Leaves | None) -> list[Leaf]:
     reference = pair.gradients_to_flax(reference)
     exact = {} if exact is None else pair.gradients_to_flax(exact)
-    scales = _of_layer({path: _size(leaf) for path, leaf in reference.items()})
+    sizes = {path: _size(leaf) for path, leaf in reference.items()}
+    least = 1.0 if pair.precision.short else _LEAST
+    scales = {path: max(sizes[path], least * largest) for path, largest in _of_layer(sizes).items()}
     names = pair.torch_names()
     return [
         Leaf(
@@ -100,10 +105,7 @@ def _states(pair: Pair, found: Leaves, reference: Leaves, exact: Leaves | None) 
 
 
 def _of_layer(sizes: Mapping[str, float]) -> dict[str, float]:
-    """Gives each parameter the largest size in its layer, which its gradients and moves are compared with.
-
-    The bias of attention's keys, or one in front of a normalisation, has a gradient of zero: rounding on both sides.
-    """
+    """Gives each parameter the largest size in its layer."""
     largest: dict[str, float] = {}
     for path, size in sizes.items():
         layer = path.rpartition("/")[0]

@@ -27,6 +27,12 @@ TINY = {
 }
 
 
+def transform_imagenet(x: Tensor) -> Tensor:
+    """Maps images [b 3 h w] of ImageNet's mean and deviation to ``(pixel - 0.5) / 0.5``: torchvision's transform."""
+    mean, deviation = x.new_tensor([0.485, 0.456, 0.406]), x.new_tensor([0.229, 0.224, 0.225])
+    return x * (deviation / 0.5)[:, None, None] + ((mean - 0.5) / 0.5)[:, None, None]
+
+
 def outputs(widths: tuple[int, ...]) -> int:
     """Counts the channels that an Inception module puts side by side."""
     one, _, three, _, five, pooled = widths
@@ -93,8 +99,10 @@ class GoogLeNet(nn.Module):
         auxiliary: tuple[int, int] | None = None,
         dropout_rate: float = 0.2,
         compat: str = "reference",
+        transform_input: bool = False,
     ):
         super().__init__()
+        self.transform_input = transform_input
         self.conv1 = ConvNorm(image_shape[-1], stem[0], 7, 2, 3)
         self.conv2 = ConvNorm(stem[0], stem[1], 1)
         self.conv3 = ConvNorm(stem[1], stem[2], 3, padding=1)
@@ -112,6 +120,7 @@ class GoogLeNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Maps images [b c h w] to logits."""
+        x = transform_imagenet(x) if self.transform_input else x
         x = max_pool2d(self.conv1(x), 3, 2, ceil_mode=True)
         x = max_pool2d(self.conv3(self.conv2(x)), 3, 2, ceil_mode=True)
         auxiliary = []

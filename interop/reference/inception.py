@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 
-from interop.reference.googlenet import ConvNorm
+from interop.reference.googlenet import ConvNorm, transform_imagenet
 
 ROW, COLUMN = (1, 7), (7, 1)
 
@@ -103,8 +103,10 @@ class InceptionV3(nn.Module):
         width: float = 1.0,
         auxiliary: bool = False,
         dropout_rate: float = 0.5,
+        transform_input: bool = False,
     ):
         super().__init__()
+        self.transform_input = transform_input
         first, second, third, fourth = (round(width * channels) for channels in (32, 64, 80, 192))
         self.Conv2d_1a_3x3 = ConvNorm(image_shape[-1], first, 3, 2)
         self.Conv2d_2a_3x3 = ConvNorm(first, first, 3)
@@ -129,6 +131,7 @@ class InceptionV3(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Maps images [b c h w] to logits."""
+        x = transform_imagenet(x) if self.transform_input else x
         x = self.maxpool1(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))))
         x = self.maxpool2(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
         auxiliary = None

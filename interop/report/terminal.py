@@ -117,6 +117,10 @@ def _end(report: Report) -> Iterator[str]:
     proven = len(report.blind) - len(report.without_evidence)
     if proven:
         yield f"{proven} leaves whose shape cannot tell a wrong layout are covered by the numbers of their layer"
+    alone = sum(layer.local is not None for layer in report.layers)
+    wide = sum(layer.local_float64 is not None for layer in report.layers)
+    if report.setup["dtype"] == "float32" and wide < alone:
+        yield f"{alone - wide} of {alone} layers compute in float32 whatever they are given: not compared in float64"
     if kinks := len(report.of_verdict("kink")):
         yield f"{kinks} differences are not there in float64: roundings on either side of a kink, such as ReLU's at 0"
     for sentence in report.diagnosis():

@@ -87,6 +87,11 @@ _COMPAT = (
     "shufflenet_v2_tiny_tfkd"
 )
 WITH_DROPOUT, WITH_COMPAT = tuple(_DROPOUT.split()), tuple(_COMPAT.split())
+# Networks whose published weights expect pixels in [-1, 1] of images normalised as all others' are.
+WITH_TRANSFORM_INPUT = (
+    *("googlenet", "googlenet_aux", "googlenet_tiny"),
+    *("inception_v3", "inception_v3_aux", "inception_tiny"),
+)
 # Networks with auxiliary heads, whose logits are the features aux1, aux2: what torchvision weighs the loss of each by.
 AUXILIARY = {"googlenet_aux": 0.3, "googlenet_tiny": 0.3, "inception_v3_aux": 0.4, "inception_tiny": 0.4}
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange, reduce
 from flax import linen as nn
 from flax.typing import Dtype
@@ -37,6 +38,20 @@ PAPER = (
 TINY = (((2, 3, 4, 2, 3, 2),), ((2, 2, 3, 2, 2, 3),) * 4, ((4, 2, 4, 3, 4, 2),))
 # Where the auxiliary heads sit (figure 3).
 AUXILIARY = {"inception4a": "aux1", "inception4d": "aux2"}
+# Of ImageNet's red, green and blue, as ``data.normalize: imagenet`` has them.
+MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def transform_imagenet(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Maps pixels normalised by ImageNet's mean and deviation to ``(pixel - 0.5) / 0.5``, within [-1, 1].
+
+    ``x deviation / 0.5 + (mean - 0.5) / 0.5``, which torchvision calls ``transform_input``.
+
+    Raises ShapeError unless there are three channels.
+    """
+    if x.shape[3] != 3:
+        raise ShapeError(f"transform_input is for images of ImageNet's three channels, got {x.shape[3]}: leave it out")
+    return x * jnp.asarray(DEVIATION / 0.5, x.dtype) + jnp.asarray((MEAN - 0.5) / 0.5, x.dtype)
 
 
 def one_convolution(
@@ -105,10 +120,11 @@ class GoogLeNet(nn.Module):
     ``dtype`` and ``norm`` are those of :class:`jaxkit.models.resnet.ResNet`.
 
     ``compat="reference"``: a 3x3 convolution behind ``5x5 reduce``, as the published weights were trained (issue 906
-    of torchvision); ``"paper"``: a 5x5. Those weights expect pixels in [-1, 1], ``(x - 0.5) / 0.5``: torchvision's
-    ``transform_input`` leads there from ImageNet's mean and deviation. Their auxiliary heads were never trained.
+    of torchvision); ``"paper"``: a 5x5. Those weights expect pixels in [-1, 1]: ``transform_input`` leads there from
+    ImageNet's mean and deviation, see :func:`transform_imagenet`. Their auxiliary heads were never trained.
 
-    Raises ShapeError for images below 15 x 15 pixels, of which no map is left.
+    Raises ShapeError for images below 15 x 15 pixels, of which no map is left, and for ``transform_input`` of others
+    than three channels.
     """
 
     num_classes: int
@@ -117,6 +133,7 @@ class GoogLeNet(nn.Module):
     auxiliary: tuple[int, int] | None = None
     dropout_rate: float = 0.2
     compat: str = "reference"
+    transform_input: bool = False
     initialization: str = "torch"
     dtype: Dtype | None = None
     norm: Callable = BatchNorm
@@ -127,6 +144,7 @@ class GoogLeNet(nn.Module):
     ) -> tuple[Float32[Array, "b {self.num_classes}"], dict[str, Float[Array, "b ..."]]]:
         if min(x.shape[1:3]) < 15:
             raise ShapeError(f"googlenet needs images of at least 15 x 15 pixels, got {x.shape[1]} x {x.shape[2]}")
+        x = transform_imagenet(x) if self.transform_input else x
         conv = partial(Conv, initialization=self.initialization, dtype=self.dtype)
         norm = partial(self.norm, epsilon=1e-3, use_running_average=not train)
         dense = partial(Dense, initialization=self.initialization, dtype=self.dtype)

@@ -14,6 +14,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float, Float32
 
 from jaxkit.errors import ShapeError
+from jaxkit.models.googlenet import transform_imagenet
 from jaxkit.nn.blocks import ConvNorm
 from jaxkit.nn.layers import Conv, Dense
 from jaxkit.nn.norms import BatchNorm
@@ -168,10 +169,12 @@ class InceptionV3(nn.Module):
     ``pooled`` and ``inner`` are the widths of the first two stages' modules; ``width`` multiplies all channels.
     ``dtype`` and ``norm`` are those of :class:`jaxkit.models.resnet.ResNet`.
 
-    The published weights expect pixels in [-1, 1], ``(x - 0.5) / 0.5``: torchvision's ``transform_input`` leads there
-    from ImageNet's mean and deviation. Torchvision's auxiliary head cannot train on images below 299 x 299.
+    The published weights expect pixels in [-1, 1]: ``transform_input`` leads there from ImageNet's mean and deviation,
+    see :func:`jaxkit.models.googlenet.transform_imagenet`. Torchvision's auxiliary head cannot train on images below
+    299 x 299.
 
-    Raises ShapeError for images below 75 x 75 pixels, of which no map is left.
+    Raises ShapeError for images below 75 x 75 pixels, of which no map is left, and for ``transform_input`` of others
+    than three channels.
     """
 
     num_classes: int
@@ -180,6 +183,7 @@ class InceptionV3(nn.Module):
     width: float = 1.0
     auxiliary: bool = False
     dropout_rate: float = 0.5
+    transform_input: bool = False
     initialization: str = "torch"
     dtype: Dtype | None = None
     norm: Callable = BatchNorm
@@ -190,6 +194,7 @@ class InceptionV3(nn.Module):
     ) -> tuple[Float32[Array, "b {self.num_classes}"], dict[str, Float[Array, "b ..."]]]:
         if min(x.shape[1:3]) < 75:
             raise ShapeError(f"inception needs images of at least 75 x 75 pixels, got {x.shape[1]} x {x.shape[2]}")
+        x = transform_imagenet(x) if self.transform_input else x
         conv = partial(Conv, use_bias=False, initialization=self.initialization, dtype=self.dtype)
         norm = partial(self.norm, epsilon=1e-3, use_running_average=not train)
         dense = partial(Dense, self.num_classes, initialization=self.initialization, dtype=self.dtype)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from jaxkit.models import MODELS, WITH_COMPAT, WITH_DROPOUT
+from jaxkit.models import MODELS, WITH_COMPAT, WITH_DROPOUT, WITH_TRANSFORM_INPUT
 from jaxkit.schema.section import Count, Section, Strings
 
 
@@ -20,6 +20,8 @@ class Model(Section):
     dropout_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
     compat: Literal["paper", "reference"] | None = None
     """``reference`` (what None means): as the published weights were trained. ``paper``: without the deviations."""
+    transform_input: bool = False
+    """Takes images of ``data.normalize: imagenet`` to the [-1, 1] that torchvision's published weights expect."""
     pretrained: str | None = None
     """File or folder with weights of either framework to start from, its head only if it has as many classes. Read when
     a run begins, and not again."""
@@ -37,6 +39,10 @@ class Model(Section):
             raise ValueError(f"{self.name} has no dropout; the models that do are {', '.join(WITH_DROPOUT)}")
         if self.compat is not None and self.name not in WITH_COMPAT:
             raise ValueError(f"{self.name} is as in its paper; the models that differ are {', '.join(WITH_COMPAT)}")
+        if self.transform_input and self.name not in WITH_TRANSFORM_INPUT:
+            raise ValueError(
+                f"{self.name} has no transform_input; the models that do are {', '.join(WITH_TRANSFORM_INPUT)}"
+            )
         return self
 
 

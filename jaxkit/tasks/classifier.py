@@ -27,7 +27,12 @@ def build(config: Model, context: Context) -> nn.Module:
         raise ConfigError(
             f"{config.name} has num_classes = {num_classes}, the data {context.num_classes}: at least two are needed"
         )
-    switches = {"dropout_rate": config.dropout_rate, "compat": config.compat}
+    # Only what is set: not every network has these fields.
+    switches = {
+        "dropout_rate": config.dropout_rate,
+        "compat": config.compat,
+        "transform_input": config.transform_input or None,
+    }
     return models.build(
         config.name,
         num_classes=num_classes,

@@ -1,6 +1,8 @@
 import json
+import re
 import subprocess
 import sys
+from collections import OrderedDict
 
 import jax
 import ml_dtypes
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from flax import linen as nn
 from twins import arrays, draw, for_torch
 
 import interop
@@ -16,7 +19,7 @@ from interop.architecture import Architecture, architecture, guess
 from interop.conversion import convert
 from interop.engine import flatten
 from interop.files import FileError, open_weights, write_weights
-from interop.layers import conv
+from interop.layers import conv, dense
 from interop.layout import Spec, spec
 from interop.listing import diff, explain, inspect
 from interop.problems import WeightsError
@@ -277,3 +280,106 @@ def test_exit_codes_tell_usage_mismatch_and_damage_apart(checkpoint, arguments, 
     assert finished.returncode == code, finished.stderr
     assert message in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_the_way_to_torch_is_as_total_as_the_way_here(checkpoint, tmp_path):
+    variables = interop.load(checkpoint, NAME)
+    convert(checkpoint, tmp_path / "whole.safetensors", "flax")
+    for model in ("resnet8", "resnet110"):
+        with pytest.raises(WeightsError, match="missing|misshapen"):
+            convert(tmp_path / "whole.safetensors", tmp_path / "x.pt", "torch", model)
+        with pytest.raises(WeightsError, match="missing|misshapen"):
+            convert(tmp_path / "whole.safetensors", tmp_path / "x.safetensors", "flax", model)
+        with pytest.raises(WeightsError, match="missing|misshapen"):
+            interop.save(variables, tmp_path / "x.pt", model)
+    with pytest.raises(WeightsError, match="missing +batch_stats/norm_stem/mean"):
+        interop.save({"params": variables["params"]}, tmp_path / "x.pt", NAME)
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_released_densenets_with_their_first_key_names_are_read(tmp_path):
+    net = reference.build("densenet_tiny", 5, (40, 40, 3))
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): v for key, v in net.state_dict().items()}
+    assert any("norm.1." in key for key in old)
+    torch.save(old, tmp_path / "old.pth")
+    done = convert(tmp_path / "old.pth", tmp_path / "x.safetensors", "flax", check=True)
+    assert done.model == "densenet_tiny"
+    convert(tmp_path / "x.safetensors", tmp_path / "new.pt", "torch")
+    torch.save(net.state_dict(), tmp_path / "expected.pt")
+    assert diff(tmp_path / "new.pt", tmp_path / "expected.pt") == []
+
+
+@pytest.mark.parametrize("name", ["mobile_tiny", "mnasnet_tiny", "shufflenet_v2_tiny"])
+def test_weights_for_grey_images_are_known_where_the_stem_is_not_the_first_of_the_names(tmp_path, name):
+    side = models.IMAGE_SIDES[name]
+    torch.save(reference.build(name, 5, (side, side, 1)).state_dict(), tmp_path / "grey.pt")
+    convert(tmp_path / "grey.pt", tmp_path / "x.safetensors", "flax", name, check=True)
+    convert(tmp_path / "x.safetensors", tmp_path / "back.pt", "torch", check=True)
+    variables = interop.load(tmp_path / "back.pt")
+    assert variables["params"]["conv_stem"]["kernel"].shape[2] == 1
+
+
+def test_two_keys_that_a_wrapper_tells_apart_are_not_made_one(net, tmp_path):
+    state = net.state_dict()
+    torch.save(state | {"_orig_mod.fc.weight": state["fc.weight"] + 1}, tmp_path / "both.pt")
+    with pytest.raises(WeightsError, match=r"unexpected  _orig_mod\.fc\.weight"):
+        convert(tmp_path / "both.pt", tmp_path / "x.safetensors", "flax", NAME)
+
+
+def test_numbers_too_large_for_a_type_and_eight_bit_not_a_numbers_are_refused(net, tmp_path):
+    state = net.state_dict()
+    state["fc.bias"][1] = 1e6
+    torch.save(state, tmp_path / "large.pt")
+    with pytest.raises(WeightsError, match="params/head/bias holds 1 numbers too large for float16"):
+        convert(tmp_path / "large.pt", tmp_path / "x.safetensors", "flax", NAME, dtype="f16")
+    state["fc.bias"] = torch.full((5,), float("nan")).to(torch.float8_e4m3fn)
+    torch.save(state, tmp_path / "nan.pt")
+    with pytest.raises(WeightsError, match=r"fc\.bias holds not-a-numbers"):
+        convert(tmp_path / "nan.pt", tmp_path / "x.safetensors", "flax", NAME)
+
+
+def test_a_tree_without_params_around_it_is_read_as_parameters(tmp_path):
+    leaf = np.ones((2, 3), np.float32)
+    pairs = {"layers_0/kernel": leaf, "layers_0/bias": np.zeros(3, np.float32)}
+    specs = {name: spec(array) for name, array in pairs.items()}
+    options = {"format": "flax", "metadata": {}, "max_shard_size": None, "force": False}
+    write_weights(tmp_path / "bare.msgpack", specs, pairs.items(), **options)
+    model = (nn.Sequential([nn.Dense(3)]), (("fc", "layers_0", dense),), np.zeros((1, 2), np.float32))
+    done = convert(tmp_path / "bare.msgpack", tmp_path / "x.pt", "torch", model, check=True)
+    assert "read the names as those under 'params'" in done.notes
+    assert set(contents(tmp_path / "x.pt")) == {"fc.weight", "fc.bias"}
+
+
+OWN = """
+from __future__ import annotations
+import jax.numpy as jnp
+from flax import linen as nn
+from interop.layers import dense
+from neighbour import WIDTH
+
+class Net(nn.Module):
+    width: int = WIDTH
+
+    @nn.compact
+    def __call__(self, x, scale):
+        return scale * nn.Dense(self.width, name="fc")(x)
+
+TABLE = (("fc", "fc", dense),)
+model = (Net(), TABLE, (jnp.zeros((1, 2)), jnp.ones(())))
+two, number, cls = (Net(), TABLE), 5, (Net, TABLE, jnp.zeros((1, 2)))
+row, kind = (Net(), (("fc", "fc"),), jnp.zeros((1, 2))), (Net(), (("fc", "fc", "dense"),), jnp.zeros((1, 2)))
+"""
+
+
+def test_a_model_of_ones_own_has_its_neighbours_and_several_inputs(tmp_path):
+    (tmp_path / "own_net.py").write_text(OWN)
+    (tmp_path / "neighbour.py").write_text("WIDTH = 3\n")
+    torch.save(torch.nn.Sequential(OrderedDict(fc=torch.nn.Linear(2, 3))).state_dict(), tmp_path / "theirs.pt")
+    done = convert(tmp_path / "theirs.pt", tmp_path / "x.npz", "flax", f"{tmp_path}/own_net.py:model", check=True)
+    assert (done.model, done.tensors) == ("Net", 2)
+    for name in ("two", "number", "cls", "row", "kind", "absent"):
+        with pytest.raises(ConfigError, match=f"own_net.py:{name}"):
+            convert(tmp_path / "theirs.pt", tmp_path / "x.npz", "flax", f"{tmp_path}/own_net.py:{name}")
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
+    with pytest.raises(ConfigError, match="broken.py cannot be imported"):
+        convert(tmp_path / "theirs.pt", tmp_path / "x.npz", "flax", f"{tmp_path}/broken.py:model")

@@ -193,6 +193,31 @@ def test_a_wrong_bias_in_a_deep_layer_is_found_in_that_layer():
     assert not report.passed
 
 
+class LowOffset(fnn.Module):
+    """A dense layer whose bias, added apart, gets no gradient if ``stopped``."""
+
+    stopped: bool = False
+
+    @fnn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", fnn.initializers.zeros, (2, 2))
+        bias = self.param("bias", fnn.initializers.zeros, (2,))
+        return x @ kernel + (jax.lax.stop_gradient(bias) if self.stopped else bias)
+
+
+def test_a_small_gradient_that_stops_is_found_beside_a_large_one():
+    x = 1e5 * np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    for stopped in (False, True):
+        torch.manual_seed(0)
+        net = nn.Linear(2, 2)
+        report = crosscheck(net, LowOffset(stopped), (("", "", dense),), x, steps=1)
+        assert report.passed is not stopped
+    sizes = {leaf.name: leaf.difference.max_abs for _, leaf in report.of_verdict("fail")}
+    # The kernel's are 1e5 times as large: of them it is less than the tolerance of 1e-4.
+    assert report.first_gradient.name == "params/bias"
+    assert sizes["params/bias"] > 0
+
+
 def test_a_gradient_that_stops_is_found_though_the_outputs_agree():
     report = mistaken(stopped=True, steps=1)
     assert report.first_divergent is None

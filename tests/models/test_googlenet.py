@@ -5,11 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 
-from interop import reference
+from interop import reference, table
+from interop.engine import to_flax
+from jaxkit.data.augment import NORMALIZATIONS
 from jaxkit.errors import ShapeError
-from jaxkit.models import build
+from jaxkit.models import MODELS, WITH_TRANSFORM_INPUT, build
+from jaxkit.models.googlenet import transform_imagenet
 from jaxkit.nn.norms import BatchNorm
+from jaxkit.schema.model import Model
+from jaxkit.tasks import classifier
+from jaxkit.tasks.task import Context
 
 
 def images(side=16, n=4):
@@ -120,3 +127,52 @@ def test_a_dropout_rate_of_zero_turns_off_the_dropout_of_every_head():
     assert not any(np.allclose(first, second) for first, second in outputs(model))
     for first, second in outputs(model.clone(dropout_rate=0.0)):
         np.testing.assert_array_equal(first, second)
+
+
+def test_with_transform_input_logits_are_those_of_the_torch_twin():
+    torch.manual_seed(0)
+    net = reference.build("googlenet_tiny", 3, (33, 33, 3), transform_input=True)
+    model = build("googlenet_tiny", num_classes=3, transform_input=True)
+    x = np.random.default_rng(0).normal(size=(4, 33, 33, 3)).astype(np.float32)
+    images = torch.from_numpy(rearrange(x, "b h w c -> b c h w"))
+    # Statistics of these images: with others a deep random network gives the same logits whatever it sees.
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        net.train()(images)
+        expected = net.eval()(images).numpy()
+    state = {key: value.numpy() for key, value in net.state_dict().items()}
+    variables = to_flax(state, table("googlenet_tiny"), shapes(model, 33, 33))
+
+    with jax.default_matmul_precision("highest"):
+        found = jax.jit(lambda model, x: model.apply(variables, x)[0], static_argnums=0)
+        np.testing.assert_allclose(found(model, x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+        # Without it they are others by more than a hundred times that.
+        assert np.abs(found(model.clone(transform_input=False), x) - expected).max() > 1e-3 * np.abs(expected).max()
+
+
+def test_transform_input_is_for_three_channels():
+    model = build("googlenet", num_classes=3, transform_input=True)
+    with pytest.raises(ShapeError, match="transform_input is for images of ImageNet's three channels, got 1"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 80, 80, 1)))
+
+
+def test_transform_input_leads_from_the_normalisation_of_imagenet_to_pixels_within_1():
+    normalize = NORMALIZATIONS["imagenet"]
+    pixels = np.random.default_rng(0).uniform(size=(2, 4, 4, 3))
+    x = jnp.asarray((pixels - normalize.mean) / normalize.std, jnp.float32)
+    # Some roundings of float32.
+    np.testing.assert_allclose(transform_imagenet(x), 2 * pixels - 1, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("switch", [True, False])
+def test_the_networks_with_transform_input_are_the_ones_a_config_may_set_it_for(switch):
+    with_field = {name for name in MODELS if hasattr(build(name, num_classes=2), "transform_input")}
+    assert with_field == set(WITH_TRANSFORM_INPUT)
+    context = Context(3, load_weights=None)
+    for name in WITH_TRANSFORM_INPUT:
+        assert classifier.build(Model(name=name, transform_input=switch), context).transform_input is switch
+    assert classifier.build(Model(name="lenet"), context).num_classes == 3
+    with pytest.raises(ValueError, match="lenet has no transform_input; the models that do are googlenet, "):
+        Model(name="lenet", transform_input=True)

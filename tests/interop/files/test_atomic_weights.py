@@ -159,7 +159,8 @@ def test_a_full_disk_is_one_message_and_nothing_is_left(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_process_interrupted_by_ctrl_c_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_a_signal_ends_while_it_writes_leaves_nothing(tmp_path, number):
     program = f"""
 import sys, time
 sys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}
@@ -167,18 +168,21 @@ import numpy as np
 from pathlib import Path
 from weight_samples import specs_of
 from interop.files import write_weights
+from jaxkit.cli import reported
 arrays = {{"a": np.ones(4), "b": np.ones(4)}}
 def slowly():
     yield "a", arrays["a"]
     print("begun", flush=True)
     time.sleep(60)
-write_weights(Path({str(tmp_path / "w.safetensors")!r}), specs_of(arrays), slowly(), format="flax", metadata={{}},
-              max_shard_size=None, force=False)
+with reported("before anything was written"):
+    write_weights(Path({str(tmp_path / "w.safetensors")!r}), specs_of(arrays), slowly(), format="flax", metadata={{}},
+                  max_shard_size=None, force=False)
 """
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == b"begun\n"
     assert list(tmp_path.iterdir())
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert said.decode().startswith(f"stopped by {number.name}; {tmp_path}")
     assert not list(tmp_path.iterdir())

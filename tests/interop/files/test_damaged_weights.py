@@ -132,6 +132,21 @@ def torchscript(folder: Path) -> bytes:
     return zipped([("a/data.pkl", b"\x80\x02}."), ("a/constants.pkl", b"\x80\x02)."), ("a/version", b"3\n")])
 
 
+def in_itself(marker: Path) -> dict:
+    """A dict of weights that is also its own container."""
+    content = {"w": torch.ones(1)}
+    content["model"] = content
+    return content
+
+
+def shared(marker: Path) -> dict:
+    """Dicts 60 deep, each twice in the one around it: 2^60 ways lead to the number in the last."""
+    content = {"epoch": 1}
+    for _ in range(60):
+        content = {"model": content, "net": content}
+    return content
+
+
 def legacy_grown(folder: Path) -> bytes:
     """An old torch file whose tensor is a view of 2^20 numbers on a storage of four."""
     return saved({"w": torch.ones(4)}, **OLD)(folder).replace(b"K\x04\x85", b"J\x00\x00\x10\x00\x85", 1)
@@ -181,6 +196,14 @@ def nested(folder: Path) -> bytes:
     return b"\x81\xa1w" * 5000 + b"\xc0"
 
 
+def shapes_in_shapes(folder: Path) -> bytes:
+    """An array whose shape is an array, whose shape is one."""
+    array = b""
+    for _ in range(3000):
+        array = b"\xc9" + (1 + len(array)).to_bytes(4, "big") + b"\x01\x93" + array
+    return b"\x81\xa1w" + array
+
+
 def chunks(shape, *parts):
     numbered = {str(number): part for number, part in enumerate(parts)}
     return packed({"w": {"__msgpack_chunked_array__": True, "shape": {"0": shape}, "chunks": numbered}})
@@ -205,9 +228,26 @@ def leaf(*keys):
     return {"tree_metadata": {"leaf": {"key_metadata": steps, "value_metadata": kind}}, "use_ocdbt": False}
 
 
-def zarr_dtype(folder: Path) -> None:
-    layout = json.loads((folder / "w" / ".zarray").read_text())
-    (folder / "w" / ".zarray").write_text(json.dumps({**layout, "dtype": "int4"}))
+def zarr(**changed):
+    def change(folder: Path) -> None:
+        layout = json.loads((folder / "w" / ".zarray").read_text())
+        (folder / "w" / ".zarray").write_text(json.dumps({**layout, **changed}))
+
+    return orbax(change)
+
+
+def custom_metadata(content):
+    return orbax(lambda folder: (folder / "_CHECKPOINT_METADATA").write_text(json.dumps({"custom_metadata": content})))
+
+
+def through_a_tensor(folder: Path) -> Path:
+    """A checkpoint whose tree has a tensor ``v`` and a tensor ``v/w``."""
+    write(folder / "checkpoint", {"v": np.ones(2, np.float32), "w": np.ones(2, np.float32)})
+    tree = json.loads((folder / "checkpoint" / "_METADATA").read_text())
+    tree["tree_metadata"]["('w',)"]["key_metadata"] = [{"key": key, "key_type": 2} for key in ("v", "w")]
+    (folder / "checkpoint" / "_METADATA").write_text(json.dumps(tree))
+    (folder / "checkpoint" / "w").rename(folder / "checkpoint" / "v.w")
+    return folder / "checkpoint"
 
 
 def sparse_header(folder: Path) -> Path:
@@ -263,6 +303,14 @@ CORPUS = {
         "two tensors have the path",
         "a/w",
     ),
+    "safetensors_path_through_a_tensor": Damaged(
+        header({"__metadata__": {"format": "flax"}, "w.b": tensor(), "w": tensor((8, 16))}, bytes(16)),
+        ST,
+        "w: a tensor is there, and w/b leads through it",
+    ),
+    "safetensors_path_of_101_names": Damaged(
+        header({"__metadata__": {"format": "flax"}, ".".join("w" * 101): tensor()}), ST, "more than 100 names"
+    ),
     "index_parent_folder": Damaged(index({"w": "../a.safetensors"}), IX, "only names of files beside it"),
     "index_absolute_path": Damaged(index({"w": "/etc/passwd"}), IX, "only names of files beside it"),
     "index_backslash": Damaged(index({"w": "..\\a.safetensors"}), IX, "only names of files beside it"),
@@ -278,6 +326,12 @@ CORPUS = {
     ),
     "index_without_map": Damaged(index(None, "{}"), IX, "no JSON object", "weight_map"),
     "index_number": Damaged(index({"w": 1}), IX, "text to text"),
+    "index_metadata_surrogate": Damaged(
+        index(None, '{"weight_map": {"w": "a.safetensors", "v": "b.safetensors"}, "metadata": {"jaxkit": "\\ud800"}}'),
+        IX,
+        "text to text",
+        "jaxkit",
+    ),
     "index_empty": Damaged(index({}), IX, "at least one tensor", None),
     "index_no_json": Damaged(index(None, "{"), IX, "no valid JSON", None),
     "index_to_a_damaged_shard": Damaged(
@@ -325,6 +379,14 @@ CORPUS = {
     "torch_list": Damaged(saved([torch.ones(2)]), PT, "a list, not a dict", None),
     "torch_number_key": Damaged(saved({0: torch.ones(2)}), PT, "must be text", "0"),
     "torch_no_tensors": Damaged(saved({"epoch": 1}), PT, "no tensors are in it, but epoch", None),
+    "torch_expanded": Damaged(saved({"w": torch.zeros(1).expand(2**27)}), PT, "repeats its numbers: its shape takes"),
+    "torch_old_expanded": Damaged(saved({"w": torch.zeros(1).expand(2**27)}, **OLD), PT, "save tensor.clone()"),
+    "torch_empty_overflowing": Damaged(
+        lambda folder: torch_zip(4, 4, shape=(0, 2**61, 2), strides=(1, 1, 1)), PT, "larger than any memory"
+    ),
+    "torch_dict_in_itself": Damaged(saved(in_itself), PT, "the dict holds itself", "model"),
+    "torch_dicts_shared": Damaged(saved(shared), PT, "no tensors are in it, but model, net", None),
+    "torch_tuple_key": Damaged(saved({("w",): torch.ones(1)}), PT, "must be text", "a tuple"),
     "torch_script": Damaged(torchscript, PT, "TorchScript program", None),
     "torch_tar": Damaged(tarred, "x.tar", "tar archive", None),
     "npz_objects": Damaged(objects, NP, "pickled objects"),
@@ -343,6 +405,7 @@ CORPUS = {
     "npz_nameless_type": Damaged(npz(("w.npy", npy("|V2", (4,), DATA))), NP, "only plain numbers"),
     "npz_code_in_head": Damaged(npz(("w.npy", npy("", (), b"", b"__import__('os').getpid()"))), NP, "is damaged"),
     "npz_deep_head": Damaged(npz(("w.npy", npy("", (), b"", b"(" * 9000))), NP, "is damaged"),
+    "npz_path_through_a_tensor": Damaged(npz(("w/b.npy", F4), ("w.npy", F4)), NP, "w/b leads through it"),
     "npz_no_array": Damaged(npz(("w.npy", b"text")), NP, "no NumPy array"),
     "npz_table_unknown_type": Damaged(npz(("w.npy", F4), table({"w": "float4"})), NP, "unknown type"),
     "npz_table_contradicts": Damaged(npz(("w.npy", F4), table({"w": "bfloat16"})), NP, "says bfloat16"),
@@ -361,6 +424,10 @@ CORPUS = {
     "msgpack_number_key": Damaged(packed({"w": {3: 1}}), MP, "no text"),
     "msgpack_key_no_utf8": Damaged(lambda f: b"\x81\xa1w\x81\xa2\xff\xfe\x01", MP, "not UTF-8"),
     "msgpack_path_twice": Damaged(packed({"a": {"w": array()}, "a/w": array()}), MP, "two arrays", "a/w"),
+    "msgpack_path_through_a_tensor": Damaged(packed({"w/b": array(), "w": array()}), MP, "w/b leads through it"),
+    "msgpack_shapes_in_shapes": Damaged(shapes_in_shapes, MP, "not shape, type and bytes"),
+    "msgpack_shape_of_65_axes": Damaged(packed({"w": array((2, *64 * [1]))}), MP, "not shape, type and bytes"),
+    "msgpack_fractional_shape": Damaged(packed({"w": array((2.0,))}), MP, "no list of sizes"),
     "msgpack_wrong_shape": Damaged(packed({"w": array((3,))}), MP, "takes 12 bytes, 8 are there"),
     "msgpack_negative_shape": Damaged(packed({"w": array((-2,))}), MP, "no list of sizes"),
     "msgpack_huge_shape": Damaged(packed({"w": array((2**62, 4))}), MP, "larger than any memory"),
@@ -377,7 +444,12 @@ CORPUS = {
     "orbax_chunk_missing": Damaged(orbax(lambda folder: (folder / "w" / "0").unlink()), "", "cannot be read"),
     "orbax_chunk_cut": Damaged(orbax(lambda folder: (folder / "w" / "0").write_bytes(b"123")), "", "cannot be read"),
     "orbax_array_missing": Damaged(orbax(lambda folder: (folder / "w" / ".zarray").unlink()), "", "cannot be read"),
-    "orbax_type": Damaged(orbax(zarr_dtype), "", "int4 is not read"),
+    "orbax_type": Damaged(zarr(dtype="int4"), "", "int4 is not read"),
+    "orbax_shape_of_2_to_45": Damaged(zarr(shape=[2**45]), "", "more than its files can hold"),
+    "orbax_shape_and_chunk_of_2_to_45": Damaged(zarr(shape=[2**45], chunks=[2**45]), "", "its files can hold"),
+    "orbax_metadata_list": Damaged(custom_metadata(["w"]), "", "custom_metadata is no JSON object", None),
+    "orbax_metadata_surrogate": Damaged(custom_metadata({"jaxkit": "\ud800"}), "", "text to text", "jaxkit"),
+    "orbax_path_through_a_tensor": Damaged(through_a_tensor, "", "a tensor is there, and v/w leads through it", "v"),
     "orbax_tree_no_json": Damaged(
         orbax(lambda folder: (folder / "_METADATA").write_text("{")), "", "no valid JSON", None
     ),
@@ -427,6 +499,30 @@ def test_the_payloads_of_the_corpus_would_run_if_they_were_let(tmp_path):
     payload = saved(lambda marker: {"w": Payload(marker)})(tmp_path)
     torch.load(io.BytesIO(payload), weights_only=False)
     assert (tmp_path / "marker").exists()
+
+
+def test_a_tensor_expanded_along_axes_of_one_is_read(tmp_path):
+    # as the position_ids of many language models are stored
+    for number, options in enumerate(({}, OLD)):
+        (tmp_path / f"{number}.pt").write_bytes(saved({"ids": torch.arange(5).expand(1, -1)}, **options)(tmp_path))
+        with open_weights(tmp_path / f"{number}.pt") as weights:
+            assert weights.read("ids").tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_orbaxs_checkpoint_of_zeros_is_read_however_small_it_has_become(tmp_path):
+    import orbax.checkpoint
+
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "zeros", {"w": np.zeros(2**26, np.int8)})
+    stored = sum(path.stat().st_size for path in (tmp_path / "zeros").rglob("*") if path.is_file())
+    assert stored < 2**26 / 1000
+    with open_weights(tmp_path / "zeros") as weights:
+        assert not weights.read("w").any()
+
+
+def test_metadata_of_a_checkpoint_that_is_no_text_is_left_out(tmp_path):
+    with open_weights(custom_metadata({"model": "x", "epoch": 3})(tmp_path)) as weights:
+        assert weights.metadata == {"model": "x"}
 
 
 def test_no_environment_variable_lets_a_payload_run(tmp_path, monkeypatch):

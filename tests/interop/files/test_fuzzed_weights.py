@@ -5,17 +5,21 @@ import json
 import random
 import sys
 import tracemalloc
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import msgpack as packer
 import numpy as np
 import pytest
+import torch
 from flax import serialization
-from weight_samples import contents, safetensors_bytes, tensor
+from weight_samples import contents, safetensors_bytes, tensor, zipped
 
-from interop.files import FileError, msgpack, npz
+from interop.files import FileError, msgpack, npz, torch_files
 from interop.files.dtypes import nbytes
 from interop.files.safetensors import read_header
+from jaxkit.errors import ConfigError
 
 # numbers and tokens that parsers stumble over
 TOKENS = [
@@ -96,7 +100,7 @@ def npz_sample() -> bytes:
 def test_changed_files_neither_crash_nor_cost_memory(tmp_path, module, sample):
     path, choice, original = tmp_path / "file", random.Random(0), sample()
     refused = []
-    for _ in range(1_000):
+    for _ in range(2_000):
         raw = mutated(original, choice)
         path.write_bytes(raw)
         try:
@@ -105,7 +109,55 @@ def test_changed_files_neither_crash_nor_cost_memory(tmp_path, module, sample):
                 contents(weights)
         except FileError as error:
             refused.append(str(error))
-    assert 100 < len(refused) < 1_000
+    assert 200 < len(refused) < 2_000
+    assert all(str(path) in message for message in refused)
+
+
+def torch_sample(**options) -> bytes:
+    weights = {"w": torch.ones(2, 3), "t": torch.ones(3, 2).t(), "b": torch.zeros(4, dtype=torch.bfloat16)}
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {**weights, "e": torch.zeros(0, 5)}, "epoch": 3}, buffer, **options)
+    return buffer.getvalue()
+
+
+def pickled_members() -> list[tuple[str, bytes]]:
+    """The members of a torch archive, but the one by which torch works out where they lie without the list of them."""
+    with zipfile.ZipFile(io.BytesIO(torch_sample())) as archive:
+        return [(name, archive.read(name)) for name in archive.namelist() if ".format_version" not in name]
+
+
+def changed_pickle(choice: random.Random) -> bytes:
+    """A whole archive around a changed pickle."""
+    return zipped(
+        [(name, mutated(raw, choice) if name.endswith("data.pkl") else raw) for name, raw in pickled_members()]
+    )
+
+
+def changed_archive(choice: random.Random) -> bytes:
+    return mutated(torch_sample(), choice)
+
+
+def changed_old_file(choice: random.Random) -> bytes:
+    return mutated(torch_sample(_use_new_zipfile_serialization=False), choice)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("change", [changed_pickle, changed_archive, changed_old_file])
+def test_changed_torch_files_neither_crash_nor_claim_more_than_they_hold(
+    tmp_path, change: Callable[[random.Random], bytes]
+):
+    path, choice = tmp_path / "file", random.Random(0)
+    refused = []
+    for _ in range(1_000):
+        raw = change(choice)
+        path.write_bytes(raw)
+        try:
+            with torch_files.open_file(path, None) as weights:
+                assert all(nbytes(spec) <= len(raw) for spec in weights.specs.values())
+                contents(weights)
+        except (FileError, ConfigError) as error:
+            refused.append(str(error))
+    assert 500 < len(refused) < 1_000
     assert all(str(path) in message for message in refused)
 
 
@@ -114,6 +166,10 @@ def test_the_samples_are_whole_before_they_are_changed(tmp_path):
         (tmp_path / "file").write_bytes(sample)
         with module.open_file(tmp_path / "file") as weights:
             assert weights.read("w" if module is npz else "params/w").tolist() == [[1, 1, 1], [1, 1, 1]]
+    for raw in (torch_sample(), zipped(pickled_members()), torch_sample(_use_new_zipfile_serialization=False)):
+        (tmp_path / "file").write_bytes(raw)
+        with torch_files.open_file(tmp_path / "file", None) as weights:
+            assert weights.read("w").tolist() == [[1, 1, 1], [1, 1, 1]]
     places, metadata = read_header(io.BytesIO(safetensors_sample()), tmp_path)
     assert list(places) == ["w", "b", "e", "m"]
     assert metadata["epoch"] == "3"

@@ -131,7 +131,7 @@ def test_a_workdir_gives_the_best_checkpoints_parameters_and_statistics(workdir)
     with open_weights(folder) as weights:
         assert list(weights.specs) == ["params/head/bias", "batch_stats/norm/mean"]
         assert weights.read("params/head/bias").tolist() == [2, 2, 2]
-        assert weights.metadata == {"step": "2", "model": "cifar_resnet_tiny"}
+        assert weights.metadata == {"step": "2", "jaxkit.model": "cifar_resnet_tiny"}
         assert weights.notes == ["took the best checkpoint, of step 2"]
         assert all(path.is_file() for path in weights.files)
 
