@@ -41,7 +41,7 @@ def architecture(model: Any, image_size: tuple[int, int] | None = None) -> Archi
 
     Args:
         model: a name of the zoo; ``FILE.py:NAME``, an Architecture or a tuple such as the next in a file of your own;
-            or ``(flax_module, table, example_input)``; or an Architecture.
+            or ``(flax_module, table, example_input)``, a tuple for several inputs; or an Architecture.
         image_size: height and width, for the models whose weights depend on it.
 
     Raises:

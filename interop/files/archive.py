@@ -25,13 +25,18 @@ def members(file: BinaryIO, path: Path) -> dict[str, Member]:
     """Finds every member by name.
 
     Raises:
-        FileError: if one is compressed, encrypted, there twice, outside the file, or in the bytes of another.
+        FileError: if one is compressed, encrypted, there twice, outside the file, or in the bytes of another; if the
+            archive is a TorchScript program.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             infos, end = archive.infolist(), archive.start_dir
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
         raise FileError(path, f"the zip archive is damaged ({error})") from None
+    # before its compressed members are: it has some
+    if any(info.filename.endswith("/constants.pkl") for info in infos):
+        remedy = "save torch.jit.load(file).state_dict() by torch.save, where the file comes from"
+        raise FileError(path, "it is a TorchScript program, which is code", remedy=remedy)
     found: dict[str, Member] = {}
     for info in infos:
         if info.filename in found:

@@ -52,8 +52,6 @@ def open_file(path: Path, container: str | None) -> Weights:
         file = opened.enter_context(path.open("rb"))
         zipped = archive.begins(file.read(4))
         members = archive.members(file, path) if zipped else {}
-        if any(name.endswith("/constants.pkl") for name in members):
-            raise FileError(path, "it is a TorchScript program, which is code", remedy=_REMEDY)
         metadata = _metadata(file, members, path)
         file.seek(0)
         loaded = _loaded(torch, file, path, "meta" if zipped else "cpu")

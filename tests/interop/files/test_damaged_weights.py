@@ -129,7 +129,12 @@ def renamed(folder: Path) -> bytes:
 
 
 def torchscript(folder: Path) -> bytes:
-    return zipped([("a/data.pkl", b"\x80\x02}."), ("a/constants.pkl", b"\x80\x02)."), ("a/version", b"3\n")])
+    # torch.jit.save compresses the code
+    with zipfile.ZipFile(folder / "script", "w") as archive:
+        archive.writestr("a/code/net.py", "x = 1\n" * 100, zipfile.ZIP_DEFLATED)
+        for name, data in (("a/data.pkl", b"\x80\x02}."), ("a/constants.pkl", b"\x80\x02)."), ("a/version", b"3\n")):
+            archive.writestr(name, data)
+    return (folder / "script").read_bytes()
 
 
 def in_itself(marker: Path) -> dict:
