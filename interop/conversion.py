@@ -86,8 +86,18 @@ def save(
     *,
     max_shard_size: int | None = None,
     force: bool = False,
+    config: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes Flax variables as a file of either framework; the suffix chooses the kind, no suffix a folder.
+
+    Args:
+        variables: ``{params: ..., batch_stats: ...}``, all of the model's.
+        destination: a file, or a folder: of torch layouts one as ``save_pretrained`` writes, of Flax's one of Orbax.
+        model: what :func:`interop.architecture.architecture` takes.
+        format: whose names and layouts the file has.
+        max_shard_size: bytes a file of a sharded checkpoint may have.
+        force: whether an existing destination is replaced.
+        config: what the ``config.json`` of a folder of torch layouts says; without it none is written.
 
     Raises:
         WeightsError: if the variables are not of that model.
@@ -111,6 +121,7 @@ def save(
         metadata=manifest.written(found.name),
         max_shard_size=max_shard_size,
         force=force,
+        config=config,
     )
 
 

@@ -68,6 +68,8 @@ def write_weights(
     """
     destination = Path(destination)
     kind = kind or _kind(destination, format)
+    if config is not None and kind != "save_pretrained":
+        raise ConfigError(f"{destination}: only a folder of torch layouts has a {CONFIG}")
     _require_writable(destination, kind, specs, format)
     checked = _checked(specs, arrays)
     if kind == "orbax":

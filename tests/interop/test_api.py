@@ -1,5 +1,6 @@
 """The five functions of the package, as its page describes them."""
 
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import interop
 from interop import reference
 from interop.engine import flatten
 from jaxkit import models
+from jaxkit.errors import ConfigError
 
 NAME, SHAPE = "cifar_resnet_tiny", (8, 8, 3)
 
@@ -119,3 +121,14 @@ def test_crosscheck_passes_a_right_port_and_names_the_layer_of_a_wrong_kernel(ch
     wrong = interop.crosscheck(net, module, interop.table(NAME), images, variables=variables, steps=1)
     assert not wrong.passed
     assert wrong.first_local.torch == "layer2.0.conv2"
+
+
+def test_a_folder_is_saved_with_the_config_it_is_given(tmp_path):
+    net = reference.build("cnn_tiny", 4, (16, 16, 3))
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    variables = interop.load(tmp_path / "net.pt", "cnn_tiny")
+    interop.save(variables, tmp_path / "folder", "cnn_tiny", config={"architectures": ["CNN"]})
+    assert json.loads((tmp_path / "folder" / "config.json").read_text()) == {"architectures": ["CNN"]}
+    assert interop.load(tmp_path / "folder").keys() == variables.keys()
+    with pytest.raises(ConfigError, match="only a folder"):
+        interop.save(variables, tmp_path / "net.npz", "cnn_tiny", "flax", config={})
