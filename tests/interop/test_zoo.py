@@ -32,7 +32,7 @@ from jaxkit import models
 TINY = [name for name in models.MODELS if "tiny" in name]
 # The families' largest maps shrink by this much: sides that the network can serve and a test can afford.
 SIDES = {224: 64, 299: 96}
-RATES = {"googlenet_tiny": 1e-5, "googlenet_tiny_tfkd": 1e-3, "inception_tiny": 1e-5}
+RATES = {"googlenet_tiny": 1e-5, "googlenet_tiny_tfkd": 1e-5, "inception_tiny": 1e-5}
 ZOO = [pytest.param(name, marks=() if name in TINY else pytest.mark.slow) for name in models.MODELS]
 
 
@@ -112,7 +112,6 @@ def agree(error, name, tolerance, record):
     record("float32", single)
     if single <= tolerance:
         return True
-    assert name not in TINY
     with jax.enable_x64(True):
         double = error(name, np.float64)
     record("float64", double)
