@@ -55,7 +55,7 @@ def architecture(model: Any, image_size: tuple[int, int] | None = None) -> Archi
         found = _from_file(model)
         return found if isinstance(found, Architecture) else _own(*_checked(found, f"--model {model}"))
     if model not in MODELS:
-        raise ConfigError(f"no model is named {model!r}{nearest(model, MODELS)}. All: {', '.join(MODELS)}")
+        raise ConfigError(f"no model is named {model!r}{nearest(model, MODELS) or '.'} All: {', '.join(MODELS)}")
     return Architecture(model, table_of(model), lambda specs: _classifier_shapes(model, specs, image_size))
 
 
@@ -114,8 +114,8 @@ def num_classes(specs: Mapping[str, Spec], table: Table) -> int | None:
 
 
 def image_channels(name: str, specs: Mapping[str, Spec], image_size: tuple[int, int] | None = None) -> int:
-    """How many channels the images of a classifier's torch weights have: the inputs of its stem."""
-    if any(len(spec.shape) == 4 and spec.shape[1] == 3 for spec in specs.values()):
+    """How many channels the images of a classifier's torch weights have: the inputs of its stem; 3 if there are none."""
+    if not specs or any(len(spec.shape) == 4 and spec.shape[1] == 3 for spec in specs.values()):
         return 3
     key, axis = _stem(name, image_size or (IMAGE_SIDES[name],) * 2)
     return specs[key].shape[axis] if key in specs and len(specs[key].shape) > axis else 3

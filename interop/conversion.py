@@ -11,7 +11,7 @@ from interop import manifest
 from interop.architecture import architecture, require_fit
 from interop.engine import flatten, plan_to_torch, unflatten
 from interop.files import open_weights, write_weights
-from interop.job import Job, cast_type, plan_conversion
+from interop.job import Job, cast_type, paths, plan_conversion
 from interop.layout import Spec
 from interop.problems import Problems, WeightsError
 from interop.streaming import torch_arrays, torch_specs
@@ -61,9 +61,11 @@ def load(
     """
     with open_weights(Path(source), container) as weights:
         if weights.format == "flax":
+            names = paths(weights)
             if model is not None:
-                require_fit(architecture(model, image_size), weights.specs)
-            flat, like = {name: np.array(weights.read(name)) for name in weights.specs}, None
+                specs = {path: weights.specs[name] for path, name in names.items()}
+                require_fit(architecture(model, image_size), specs)
+            flat, like = {path: np.array(weights.read(name)) for path, name in names.items()}, None
         else:
             job = plan_conversion(weights, "flax", model, "keep", image_size)
             like = job.found.like({name: weights.specs[key] for name, key in job.names.items()})

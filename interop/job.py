@@ -59,7 +59,7 @@ def _copy(weights: Weights, model: Any, dtype: str, image_size: tuple[int, int] 
 
 def _to_torch(weights: Weights, model: Any, dtype: str, image_size: tuple[int, int] | None) -> Job:
     origin = manifest.read(weights)
-    names = _paths(weights)
+    names = paths(weights)
     specs = {path: weights.specs[name] for path, name in names.items()}
     found = architecture(model or _known(weights, specs, "flax", image_size), image_size)
     require_fit(found, specs)
@@ -97,7 +97,7 @@ def _to_flax(weights: Weights, model: Any, dtype: str, image_size: tuple[int, in
     return Job(weights, names, found, plan, cast, arrays)
 
 
-def _paths(weights: Weights) -> dict[str, str]:
+def paths(weights: Weights) -> dict[str, str]:
     """Maps Flax paths to a file's names; transformers and diffusers save what is under ``params`` alone."""
     if any(name.startswith("params/") for name in weights.specs):
         return {name: name for name in weights.specs}

@@ -102,7 +102,7 @@ def contiguous(view: np.ndarray) -> np.ndarray:
     """Copies a view, C-contiguous.
 
     NumPy copies in the order of the target alone: where that runs across the source, it reads every cache line many
-    times. Here a large array is copied tile by tile, three to eight times faster.
+    times. Here a large array is copied tile by tile, two to nine times faster.
     """
     copied = np.empty(view.shape, view.dtype)
     strides = [abs(stride) for stride in view.strides]

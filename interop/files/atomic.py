@@ -70,7 +70,9 @@ class Stopped(UserError):
 def _interruptible(destination: Path) -> Iterator[None]:
     """Lets signals raise :class:`Stopped` where they would end the process at once, and leave half a file behind."""
     own = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    hard = [number for number, handler in own.items() if handler not in (signal.default_int_handler, signal.SIG_IGN)]
+    # None is a handler that is not Python's, and could not be put back
+    soft = (signal.default_int_handler, signal.SIG_IGN, None)
+    hard = [number for number, handler in own.items() if handler not in soft]
 
     def stop(number: int, _frame: object) -> None:
         raise Stopped(destination, number)

@@ -55,11 +55,8 @@ def twins(name: str, weights: Path | None, image_size: int | None, batch: int, s
     table = architecture(name).table
     state = None if weights is None else _read(weights, name, table, side)
     classes = _CLASSES if state is None else num_classes(state, table)
-    shape = (
-        side,
-        side,
-        3 if state is None else image_channels(name, {key: spec(array) for key, array in state.items()}, (side, side)),
-    )
+    specs = {key: spec(array) for key, array in (state or {}).items()}
+    shape = (side, side, image_channels(name, specs, (side, side)))
 
     torch.manual_seed(seed)
     fields = {"dropout_rate": 0.0} if name in models.WITH_DROPOUT else {}

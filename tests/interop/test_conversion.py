@@ -348,6 +348,7 @@ def test_a_tree_without_params_around_it_is_read_as_parameters(tmp_path):
     done = convert(tmp_path / "bare.msgpack", tmp_path / "x.pt", "torch", model, check=True)
     assert "read the names as those under 'params'" in done.notes
     assert set(contents(tmp_path / "x.pt")) == {"fc.weight", "fc.bias"}
+    assert interop.load(tmp_path / "bare.msgpack", model)["params"]["layers_0"].keys() == {"kernel", "bias"}
 
 
 OWN = """
