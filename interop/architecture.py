@@ -114,7 +114,7 @@ def num_classes(specs: Mapping[str, Spec], table: Table) -> int | None:
 
 
 def image_channels(name: str, specs: Mapping[str, Spec], image_size: tuple[int, int] | None = None) -> int:
-    """How many channels the images of a classifier's torch weights have: the inputs of its stem; 3 if there are none."""
+    """How many channels the images of a classifier's torch weights have: the inputs of its stem; without weights 3."""
     if not specs or any(len(spec.shape) == 4 and spec.shape[1] == 3 for spec in specs.values()):
         return 3
     key, axis = _stem(name, image_size or (IMAGE_SIDES[name],) * 2)
