@@ -1,0 +1,1 @@
+"""Spiking networks: neurons, synapses, connections with delays, and how they learn."""
