@@ -1,31 +1,24 @@
 """What all spiking connections do: spikes to synapses, and their currents, as old as delays say, through weights."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Bool, Float, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
-from jaxkit.spiking.delays import WINDOWS, Interpolation, Reading, Taps, taps
 from jaxkit.spiking.connections.executions import at_arrival, at_departure, at_once, elements_at
+from jaxkit.spiking.connections.plan import Plan, planned
+from jaxkit.spiking.connections.receptive import Carry, Receptive
+from jaxkit.spiking.delays import WINDOWS, Interpolation
 from jaxkit.spiking.history import History, in_order, latest, length, push
-from jaxkit.spiking.connections.plan import Plan, current_reading, planned, spike_reading
 from jaxkit.spiking.synapses import Synapse
 
 Execution = Literal["auto", "gather", "grouped", "future", "convolution"]
 
 
-class Carry(NamedTuple):
-    """The state of a connection."""
-
-    history: History
-    arrivals: Float[Array, "k b ..."] | None = None
-    """What arrives in 1, 2, ... steps, of all that was sent; of the execution ``future`` only."""
-
-
-class Connection(nn.Module, kw_only=True):
+class Connection(Receptive, kw_only=True):
     """Feeds spikes to synapses, and their currents through delays and weights.
 
     ``carry = connection.initialize_carry(batch)``, then ``carry, y = connection(carry, x)`` for every step. What is
@@ -84,18 +77,19 @@ class Connection(nn.Module, kw_only=True):
         Further inputs are currents, nA, for synapses that take them. ``window``: steps, the width of the
         interpolations ``gaussian`` and ``triangle``.
         """
-        return self.step(self.plan(self._params(), window), carry, *inputs)
+        return self.step(self.plan(self.parameters(), window), carry, *inputs)
 
     def sequence(
         self, carry: Carry, *inputs: Shaped[Array, "t b ..."], window: float | Float[Array, ""] = 1.0
     ) -> tuple[Carry, Float[Array, "t b ..."]]:
         """Takes as many steps as the inputs have, with the same outcome as one by one."""
-        plan = self.plan(self._params(), window)
+        plan = self.plan(self.parameters(), window)
         if self.executed == "convolution":
             return self._all_steps(plan, carry, inputs)
         return lax.scan(lambda carry, x: self.step(plan, carry, *x), carry, inputs)
 
-    def _params(self) -> dict[str, Array]:
+    def parameters(self) -> dict[str, Array]:
+        """The parameters of a bound connection, as :meth:`plan` takes them."""
         params = {"weight": self.weight_}
         if self.bias:
             params["bias"] = self.bias_
@@ -117,8 +111,9 @@ class Connection(nn.Module, kw_only=True):
     def executed(self) -> Execution:
         """The execution that is used, where ``auto`` chooses.
 
-        Without delays there is nothing to choose: ``gather``. ``plastic`` connections gather, as do those whose delays
-        come before the weights: that reads one number an input. All else is ``future``; docs/spiking.md has the figures.
+        Without delays there is nothing to choose: ``gather``. ``plastic`` connections gather, and so do those whose
+        delays come before the weights: they read one number an input. All else is ``future``; the figures are in
+        docs/spiking.md.
 
         Raises:
             ValueError: for ``gather`` of an interpolation that weighs all steps.
@@ -196,60 +191,6 @@ class Connection(nn.Module, kw_only=True):
         delay = self.masked_delay(params["delay"])
         return params | {"delay": jnp.clip(delay, 0, self.delay) if self.out_of_range == "project" else delay}
 
-    # How the original shows what a connection reads, for learning rules.
-
-    @nn.nowrap
-    def selector(self, plan: Plan, batch: int) -> Float[Array, "b ..."] | None:
-        """The delays, ms, laid out as :meth:`syncurrent` is; None without delays."""
-        if self.delay is None:
-            return None
-        delay = self.like_selector(self.over_weights(plan.delay))
-        return jnp.broadcast_to(delay, (batch, *delay.shape))
-
-    @nn.nowrap
-    def syncurrent(self, plan: Plan, carry: Carry) -> Float[Array, "b ..."]:
-        """The currents, nA, that each weight meets at present; without delays, those of the inputs."""
-        terms = self.synapse.terms(self.step_time)
-        if not self.delayed:
-            return self.spread(self._current(latest(carry.history)))
-        readings = [current_reading(self, term) for term in terms]
-        values = sum(
-            term.factor * self.read(carry.history.rings[term.ring], carry, plan, reading)
-            for term, reading in zip(terms, readings, strict=True)
-        )
-        if not readings[0].overbound:
-            return values
-        outside = ~taps(plan.delay, readings[0]._replace(mode="previous")).inside
-        return values + self.like_selector(self.over_weights(jnp.where(outside, readings[0].overbound, 0.0)))
-
-    @nn.nowrap
-    def synspike(self, plan: Plan, carry: Carry) -> Bool[Array, "b ..."]:
-        """The spikes that each weight meets at present; without delays, those of the inputs."""
-        if not self.delayed:
-            return self.spike(carry)
-        reading = spike_reading(self)
-        found = self.read(carry.history.rings["spike"].astype(jnp.float32), carry, plan, reading) != 0
-        if not reading.overbound:
-            return found
-        outside = ~taps(plan.delay, reading).inside
-        return found | self.like_selector(self.over_weights(outside))
-
-    @nn.nowrap
-    def spike(self, carry: Carry) -> Bool[Array, "b ..."]:
-        """The spikes that were sent last, delayed or not."""
-        return self.spread(latest(carry.history)["spike"] != 0)
-
-    @nn.nowrap
-    def read(self, ring: Float[Array, "r b ..."], carry: Carry, plan: Plan, reading: Reading) -> Float[Array, "b ..."]:
-        """Reads any ring that is written along with the carry's through the delays, laid out as :meth:`syncurrent`.
-
-        Raises:
-            ValueError: if the execution keeps no past.
-        """
-        if len(ring) < self.record:
-            raise ValueError("the execution 'future' keeps no past to read; learning rules need 'gather' or 'grouped'")
-        return self._read(ring, carry.history.newest, taps(plan.delay, reading))
-
     def _all_steps(self, plan: Plan, carry: Carry, inputs: tuple[Array, ...]) -> tuple[Carry, Float[Array, "t b ..."]]:
         """The execution ``convolution``."""
 
@@ -298,17 +239,6 @@ class Connection(nn.Module, kw_only=True):
             read = (elements_at(ring, history.newest, found, self.over_inputs) for ring, found in pairs)
             return self.product(sum(read), plan.weight)
         return self.contract(sum(self._read(ring, history.newest, found) for ring, found in pairs), plan.weight)
-
-    def _read(self, ring: Shaped[Array, "r b ..."], newest: Array, found: Taps) -> Shaped[Array, "b ..."]:
-        """Reads a ring of currents through every synapse's delay, in the layout of :meth:`selector`."""
-        if self.elementwise:
-            return self.like_selector(elements_at(ring, newest, found, self.over_inputs))
-        parts = (
-            self.like_selector(self.over_weights(coefficient).astype(ring.dtype))
-            * self.gathered(ring, (newest - self.over_weights(step)) % len(ring))
-            for step, coefficient in zip(found.steps, found.coefficients, strict=True)
-        )
-        return sum(parts)
 
     def _synaptic(self, inputs: tuple[Array, ...], shape: tuple[int, ...]) -> tuple[Array, ...]:
         for x in inputs:

@@ -22,7 +22,7 @@ def _shape(shape: tuple[int, ...] | int) -> tuple[int, ...]:
 
 
 class _AllToAll(Connection):
-    """What dense and lateral connections have in common: ``weight [o i]``, ``bias [o]``, ``delay`` as ``delay_per`` says."""
+    """What dense and lateral connections have in common."""
 
     elementwise = False
 
