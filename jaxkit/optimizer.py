@@ -30,8 +30,8 @@ def make_optimizer(
     ``init`` and ``update`` work under jit with a donated state.
 
     Raises:
-        ConfigError: for a schedule that does not fit ``steps``; from ``init``, for a pattern of ``no_decay`` that
-            matches no parameter.
+        ConfigError: for a schedule that does not fit ``steps``; from ``init``, for a pattern of ``no_decay`` or
+            ``rate_scale`` that matches no parameter.
     """
     rule = [optax.identity()]
     if config.clip_norm is not None:
@@ -42,6 +42,8 @@ def make_optimizer(
     chain = [scaled(rule) if precision == "fp16" else rule]
     # outside the loss scale: these count skipped updates too, as a torch loop does
     chain.append(optax.scale_by_learning_rate(make_schedule(config, steps, steps_per_epoch)))
+    if config.rate_scale:
+        chain.append(scale_rates(config.rate_scale))
     if config.ema is not None:
         chain.append(average(config.ema.decay, config.ema.warmup))
     return optax.chain(*chain)
@@ -88,14 +90,43 @@ def decay_mask(params: PyTree, patterns: tuple[str, ...]) -> PyTree[bool]:
     Raises:
         ConfigError: naming every pattern that is found in no path.
     """
+    found = _found_in_paths(params, patterns, "no_decay")
+    return jax.tree.map(lambda patterns: not patterns, found, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def scale_rates(factors: dict[str, float]) -> optax.GradientTransformation:
+    """Multiplies the updates of parameters by the factors of all patterns that are found in their paths.
+
+    Raises:
+        ConfigError: from ``init``, naming every pattern that is found in no path.
+    """
+
+    def scales(params):
+        found = _found_in_paths(params, tuple(factors), "rate_scale")
+        return jax.tree.map(
+            lambda patterns: math.prod(factors[p] for p in patterns), found, is_leaf=lambda x: isinstance(x, tuple)
+        )
+
+    def init(params):
+        scales(params)
+        return optax.EmptyState()
+
+    def update(updates, state, params):
+        return jax.tree.map(lambda update, scale: update * scale, updates, scales(params)), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _found_in_paths(params: PyTree, patterns: tuple[str, ...], option: str) -> PyTree:
+    """The patterns found in the path of each parameter."""
     named = jax.tree_util.tree_map_with_path(
         lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params
     )
     paths = jax.tree.leaves(named)
     idle = [pattern for pattern in patterns if not any(re.search(pattern, path) for path in paths)]
     if idle:
-        raise ConfigError(f"optimizer.no_decay: no parameter matches {idle}; the parameters are {', '.join(paths)}")
-    return jax.tree.map(lambda path: not any(re.search(pattern, path) for pattern in patterns), named)
+        raise ConfigError(f"optimizer.{option}: no parameter matches {idle}; the parameters are {', '.join(paths)}")
+    return jax.tree.map(lambda path: tuple(pattern for pattern in patterns if re.search(pattern, path)), named)
 
 
 def clip_norm(largest: float) -> optax.GradientTransformation:

@@ -51,6 +51,7 @@ def train_step(state: TrainState, frozen: PyTree, batch: PyTree, *, task, optimi
     (loss, (moved, metrics)), grads = executor.mean(update(variables, batch, executor.layer_key(key_loss)))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    params = task.project(params) if task.project else params
 
     norm = optax.tree.norm(grads) / scale
     # A loss scaled for float16 overflows its gradients now and then; the optimizer skips those updates itself.

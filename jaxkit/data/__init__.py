@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+
 from jaxkit.errors import UserError
 
 
@@ -32,3 +34,17 @@ class Source(NamedTuple):
     """Identity of the data: the same string, the same examples in the same places."""
     corrupt: Callable[[], dict[str, str]] = dict
     """The files skipped so far because they cannot be read, with the reason."""
+
+
+class ArrayExamples:
+    """Images and labels that lie in memory."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self.images = images
+        self.labels = labels.astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"image": self.images[index], "label": self.labels[index]}

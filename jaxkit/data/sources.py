@@ -9,27 +9,15 @@ from typing import BinaryIO
 
 import numpy as np
 
-from jaxkit.data import DataError, Source
+from jaxkit.data import ArrayExamples, DataError, Source
+from jaxkit.data.events.sources import open_events
 from jaxkit.data.image_folder import open_image_folder
+from jaxkit.data.lags import open_lags
 from jaxkit.data.tfds import open_tfds
-from jaxkit.schema.data import Arrays, Data, Digits, ImageFolder, Tfds
+from jaxkit.schema.data import Arrays, Data, Digits, DvsGesture, ImageFolder, Lags, NMnist, SpokenWords, Tfds
 
 # What numpy and zipfile raise, by fuzzing them, for an archive that is cut, has flipped bits, or holds objects.
 BROKEN_ARCHIVE = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-
-
-class ArrayExamples:
-    """Images and labels that lie in memory."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray):
-        self.images = images
-        self.labels = labels.astype(np.int32)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict:
-        return {"image": self.images[index], "label": self.labels[index]}
 
 
 def open_source(config: Data) -> Source:
@@ -155,4 +143,13 @@ def _first(where: np.ndarray) -> int:
     return int(np.argmax(where.any(axis=(1, 2, 3))))
 
 
-_OPENERS = {Digits: open_digits, ImageFolder: open_image_folder, Tfds: open_tfds, Arrays: open_arrays}
+_OPENERS = {
+    Digits: open_digits,
+    ImageFolder: open_image_folder,
+    Tfds: open_tfds,
+    Arrays: open_arrays,
+    Lags: open_lags,
+    NMnist: open_events,
+    DvsGesture: open_events,
+    SpokenWords: open_events,
+}

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from jaxkit.schema.section import Count, CountOrZero, Floats, Fraction, Positive, Section
+from jaxkit.schema.section import Count, CountOrZero, Floats, Fraction, Misfit, Positive, Section
 
 
 class Augment(Section):
@@ -83,4 +83,65 @@ class Arrays(Data):
     path: str
 
 
-SOURCES = {"digits": Digits, "image_folder": ImageFolder, "tfds:<name>": Tfds, "arrays": Arrays}
+class Lags(Data):
+    """Two channels spike once each; the time between is the class. Rows of an image are steps of time."""
+
+    name: Literal["lags"]
+    classes: Annotated[int, Field(ge=2)] = 4
+    gap: Count = 4
+    """Steps by which the lags of one class and the next differ; the shortest is as long."""
+    steps: Count = 60
+    tail: CountOrZero = 20
+    """Silent steps behind the last spike, for what is still on its way."""
+
+    @model_validator(mode="after")
+    def _fits(self):
+        needed = self.classes * self.gap + self.tail + 4
+        if self.steps < needed:
+            raise Misfit({"steps": f"{self.steps} do not hold {self.classes} lags and the tail: {needed} or more do"})
+        return self
+
+
+class Events(Data):
+    """What recordings of events share: how they become frames. Rows of an image are frames, one channel."""
+
+    step_time: Positive
+    """ms, of a frame."""
+    duration: Positive
+    """ms; what comes later is left out."""
+    downsample: Annotated[tuple[Count, ...], Field(strict=False)] = ()
+    """Neighbours put together along each axis of the sensor."""
+
+
+class NMnist(Events):
+    """N-MNIST as its authors packed it: ``Train/0..9/*.bin``, ``Test/0..9/*.bin``."""
+
+    name: Literal["nmnist"]
+    root: str
+
+
+class DvsGesture(Events):
+    """DVS128 Gesture: AEDAT 3.1 recordings with their ``trials_to_train.txt`` and ``trials_to_test.txt``."""
+
+    name: Literal["dvs_gesture"]
+    root: str
+
+
+class SpokenWords(Events):
+    """Spiking Heidelberg Digits or Speech Commands: one HDF5 file a split."""
+
+    name: Literal["spoken_words"]
+    train: str
+    test: str
+
+
+SOURCES = {
+    "digits": Digits,
+    "image_folder": ImageFolder,
+    "tfds:<name>": Tfds,
+    "arrays": Arrays,
+    "lags": Lags,
+    "nmnist": NMnist,
+    "dvs_gesture": DvsGesture,
+    "spoken_words": SpokenWords,
+}

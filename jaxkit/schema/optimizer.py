@@ -144,6 +144,8 @@ class Optimizer(Section):
     weight_decay: NonNegative = 0.0
     no_decay: Strings = ()
     """Regular expressions searched in parameter paths such as ``stage1_block0/norm1/scale``: no decay where found."""
+    rate_scale: dict[str, Positive] = {}
+    """Factors on the learning rate of the parameters whose path a regular expression is found in; several multiply."""
     clip_norm: Positive | None = None
     """Largest global norm of the gradient."""
     clip_value: Positive | None = None
@@ -153,15 +155,15 @@ class Optimizer(Section):
     schedule: one_of(SCHEDULES) = Schedule()
     ema: Ema | None = None
 
-    @field_validator("no_decay")
+    @field_validator("no_decay", "rate_scale")
     @classmethod
-    def _are_patterns(cls, no_decay):
-        for pattern in no_decay:
+    def _are_patterns(cls, patterns):
+        for pattern in patterns:
             try:
                 re.compile(pattern)
             except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-        return no_decay
+        return patterns
 
     @model_validator(mode="after")
     def _fits_together(self):

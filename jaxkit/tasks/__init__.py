@@ -3,4 +3,5 @@
 TASKS = {
     "classify": "classify",
     "distill": "distill",
+    "spiking": "spiking",
 }

@@ -35,6 +35,8 @@ class Task(NamedTuple):
     update: Callable | None = None
     """``variables, batch, key -> (scalar, (state, metrics)), directions``: a local learning rule in place of the
     gradient of ``loss``."""
+    project: Callable | None = None
+    """``params -> params``: moves parameters, after each update, to where they are allowed."""
     notes: tuple[str, ...] = ()
     """Lines to print before training."""
     warm_start: Callable | None = None

@@ -252,7 +252,7 @@ def test_a_script_that_stops_in_the_middle_ends_at_once_and_prints_nothing():
     code = """
 import numpy as np
 from jaxkit.data.loader import Loader
-from jaxkit.data.sources import ArrayExamples
+from jaxkit.data import ArrayExamples
 examples = ArrayExamples(np.zeros((100, 4, 4, 1), np.uint8), np.zeros(100))
 batches = Loader(examples, 32, 0, 8, 0, 1, "zeros").batches()
 next(batches)

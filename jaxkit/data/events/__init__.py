@@ -1,6 +1,7 @@
 """Recordings of event cameras and silicon cochleas, from files the user has -> dense frames over time."""
 
 import hashlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,6 +118,28 @@ def make_source(
         digest.update(examples.labels.tobytes())
     fingerprint = f"{name} {len(train)} + {len(test)} recordings, sha256 {digest.hexdigest()[:16]}"
     return Source(train, test, num_classes, (binning.steps, *binning.shape(sensor)), fingerprint)
+
+
+class Images:
+    """Frames [t *n] as images [t n 1], whose rows are steps of time."""
+
+    def __init__(self, examples: EventExamples):
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict:
+        example = self.examples[index]
+        return {**example, "image": example["image"].reshape(len(example["image"]), -1, 1)}
+
+
+def as_images(source: Source) -> Source:
+    """The same recordings in the shape the training loop takes, [t n 1]."""
+    t, *frame = source.image_shape
+    return source._replace(
+        train=Images(source.train), test=Images(source.test), image_shape=(t, math.prod(frame), 1)
+    )
 
 
 def read_bytes(path: Path) -> bytes:

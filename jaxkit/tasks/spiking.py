@@ -1,0 +1,124 @@
+"""Classification by a spiking network: surrogate gradients teach its weights and delays."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from einops import rearrange, repeat
+
+from jaxkit.losses.classification import cross_entropy
+from jaxkit.schema.spiking import Current, Delay, Frames, Latency, Poisson, Spiking
+from jaxkit.spiking.encoders import HomogeneousPoissonEncoder, LatencyEncoder
+from jaxkit.spiking.network import SpikingNetwork
+from jaxkit.spiking.surrogate import surrogate_named
+from jaxkit.tasks.task import Context, Task, Variables
+
+
+def make(config: Spiking, context: Context) -> Task:
+    """Makes the task that minimises the cross-entropy of a network's readout over encoded images.
+
+    Batches hold ``image [b h w c]`` in [0, 1] and ``label [b]``. Evaluation takes delays at whole steps where training
+    reads a window around them (Hammouamri et al., 2023): ``top1``, ``top5``, ``loss``, and ``rate``, the spikes of
+    a hidden neuron in a step. State: the width of that window.
+    """
+    encode = encoder(config.encoding, config.network.step_time)
+    delay = config.network.delay
+    trained = network(config, context, delay)
+    tested = trained if delay is None or delay.window is None else trained.clone(interpolation="nearest")
+
+    def init(key, batch):
+        params = jax.jit(trained.init)(key, encode(key, batch["image"]))["params"]
+        width = 1.0 if delay is None or delay.window is None else delay.window.start
+        return Variables(params, {"window": jnp.float32(width)}, frozen={})
+
+    def loss(variables, batch, key):
+        key_encode, key_dropout = jax.random.split(key)
+        params = variables.params if delay is None or delay.learned else without_delay_gradient(variables.params)
+        logits, features = trained.apply(
+            {"params": params},
+            encode(key_encode, batch["image"]),
+            window=variables.state["window"],
+            train=True,
+            rngs={"dropout": key_dropout},
+        )
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), config.label_smoothing)
+        value = optax.softmax_cross_entropy(logits, targets).mean()
+        metrics = {"top1": (logits.argmax(-1) == batch["label"]).mean(), "rate": rates(features).mean()}
+        return value, ({"window": narrowed(variables.state["window"], delay)}, metrics)
+
+    def evaluate(variables, batch, key):
+        logits, features = tested.apply({"params": variables.params}, encode(key, batch["image"]))
+        ranks = (logits > jnp.take_along_axis(logits, batch["label"][:, None], 1)).sum(1)
+        return {
+            "top1": (ranks < 1).astype(jnp.float32),
+            "top5": (ranks < 5).astype(jnp.float32),
+            "loss": cross_entropy(logits, batch["label"]),
+            "rate": rates(features),
+        }
+
+    return Task(init, loss, evaluate, project=trained.project)
+
+
+def network(config: Spiking, context: Context, delay: Delay | None) -> SpikingNetwork:
+    """The network of a config."""
+    given = config.network
+    soft = delay.interpolation if delay else "previous"
+    straight = delay is not None and delay.straight_through
+    return SpikingNetwork(
+        num_classes=context.num_classes,
+        hidden=given.hidden,
+        step_time=given.step_time,
+        time_constant=given.time_constant,
+        refractory=given.refractory,
+        readout_time_constant=given.readout_time_constant,
+        longest_delay=delay.longest if delay else None,
+        delay_per=delay.per if delay else "synapse",
+        interpolation="previous" if straight else soft,
+        relaxed=soft if straight else None,
+        execution=given.execution,
+        gain=given.gain,
+        dropout_rate=given.dropout_rate,
+        surrogate=surrogate_named(given.surrogate)(),
+        dtype=context.dtype,
+    )
+
+
+def encoder(config: Frames | Poisson | Latency | Current, step_time: float):
+    """``key, images [b h w c] -> spikes [t b n]``."""
+
+    def flat(spikes):
+        return rearrange(spikes, "t b ... -> t b (...)")
+
+    match config:
+        case Frames():
+            return lambda key, images: rearrange(images, "b t w c -> t b (w c)")
+        case Poisson():
+            make = HomogeneousPoissonEncoder(config.steps, step_time, config.frequency, refrac=config.refrac)
+            return lambda key, images: flat(make(key, images))
+        case Latency():
+            make = LatencyEncoder(config.steps, step_time, tc_membrane=config.tc_membrane, thresh=config.thresh)
+            return lambda key, images: flat(make(key, images))
+        case Current():
+            return lambda key, images: flat(repeat(images, "b h w c -> t b h w c", t=config.steps))
+
+
+def narrowed(width, delay: Delay | None):
+    """The width of the window after another step."""
+    if delay is None or delay.window is None:
+        return width
+    window = delay.window
+    factor = (window.end / window.start) ** (1 / window.steps)
+    stop = jnp.minimum if factor > 1 else jnp.maximum
+    return stop(width * factor, window.end)
+
+
+def rates(features):
+    """Spikes of a hidden neuron in a step, the mean over each sample ``[b]``."""
+    return jnp.mean(jnp.stack([spikes.astype(jnp.float32).mean((0, 2)) for spikes in features.values()]), 0)
+
+
+def without_delay_gradient(params):
+    """The same parameters, with delays that no gradient reaches."""
+    stopped = {name: jax.lax.stop_gradient(part) if name == "delay" else part for name, part in params.items()}
+    return {
+        name: without_delay_gradient(part) if isinstance(part, dict) else part for name, part in stopped.items()
+    }
