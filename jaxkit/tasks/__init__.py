@@ -4,4 +4,5 @@ TASKS = {
     "classify": "classify",
     "distill": "distill",
     "spiking": "spiking",
+    "spiking_stdp": "spiking_stdp",
 }

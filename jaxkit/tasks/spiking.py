@@ -3,13 +3,12 @@
 import jax
 import jax.numpy as jnp
 import optax
-from einops import rearrange, repeat
 
 from jaxkit.losses.classification import cross_entropy
-from jaxkit.schema.spiking import Current, Delay, Frames, Latency, Poisson, Spiking
-from jaxkit.spiking.encoders import HomogeneousPoissonEncoder, LatencyEncoder
+from jaxkit.schema.spiking import Delay, Spiking
 from jaxkit.spiking.network import SpikingNetwork
 from jaxkit.spiking.surrogate import surrogate_named
+from jaxkit.tasks.encoding import encoder
 from jaxkit.tasks.task import Context, Task, Variables
 
 
@@ -80,25 +79,6 @@ def network(config: Spiking, context: Context, delay: Delay | None) -> SpikingNe
         surrogate=surrogate_named(given.surrogate)(),
         dtype=context.dtype,
     )
-
-
-def encoder(config: Frames | Poisson | Latency | Current, step_time: float):
-    """``key, images [b h w c] -> spikes [t b n]``."""
-
-    def flat(spikes):
-        return rearrange(spikes, "t b ... -> t b (...)")
-
-    match config:
-        case Frames():
-            return lambda key, images: rearrange(images, "b t w c -> t b (w c)")
-        case Poisson():
-            make = HomogeneousPoissonEncoder(config.steps, step_time, config.frequency, refrac=config.refrac)
-            return lambda key, images: flat(make(key, images))
-        case Latency():
-            make = LatencyEncoder(config.steps, step_time, tc_membrane=config.tc_membrane, thresh=config.thresh)
-            return lambda key, images: flat(make(key, images))
-        case Current():
-            return lambda key, images: flat(repeat(images, "b h w c -> t b h w c", t=config.steps))
 
 
 def narrowed(width, delay: Delay | None):
