@@ -1,7 +1,7 @@
 """Layers: connections feed neurons."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from typing import Literal, NamedTuple
 
@@ -145,11 +145,11 @@ class Biclique(Layer):
         ValueError: for an unknown ``combine``, or a transform of what is not there, when first used.
     """
 
-    connections: dict[str, Connection]
-    neurons: dict[str, Neuron]
+    connections: Mapping[str, Connection]
+    neurons: Mapping[str, Neuron]
     combine: Literal["sum", "mean", "prod", "min", "max"] | Callable[[dict[str, Array]], Array] = "sum"
-    before: dict[str, Callable[[Array], Array]] = FrozenDict()
-    after: dict[str, Callable[[Array], Array]] = FrozenDict()
+    before: Mapping[str, Callable[[Array], Array]] = FrozenDict()
+    after: Mapping[str, Callable[[Array], Array]] = FrozenDict()
 
     @nn.nowrap
     def parts(self):

@@ -10,6 +10,7 @@ from jaxkit.spiking.encoders import HomogeneousPoissonEncoder, LatencyEncoder
 
 def encoder(config: Frames | Poisson | Latency | Current, step_time: float) -> Callable:
     """Makes ``key, images [b h w c] -> spikes [t b n]`` of an ``encoding`` section; ``step_time`` in ms."""
+
     def flat(spikes):
         return rearrange(spikes, "t b ... -> t b (...)")
 

@@ -99,6 +99,4 @@ def rates(features):
 def without_delay_gradient(params):
     """The same parameters, with delays that no gradient reaches."""
     stopped = {name: jax.lax.stop_gradient(part) if name == "delay" else part for name, part in params.items()}
-    return {
-        name: without_delay_gradient(part) if isinstance(part, dict) else part for name, part in stopped.items()
-    }
+    return {name: without_delay_gradient(part) if isinstance(part, dict) else part for name, part in stopped.items()}

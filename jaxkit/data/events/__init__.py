@@ -137,9 +137,7 @@ class Images:
 def as_images(source: Source) -> Source:
     """The same recordings in the shape the training loop takes, [t n 1]."""
     t, *frame = source.image_shape
-    return source._replace(
-        train=Images(source.train), test=Images(source.test), image_shape=(t, math.prod(frame), 1)
-    )
+    return source._replace(train=Images(source.train), test=Images(source.test), image_shape=(t, math.prod(frame), 1))
 
 
 def read_bytes(path: Path) -> bytes:

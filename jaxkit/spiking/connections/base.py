@@ -173,12 +173,12 @@ class Connection(Receptive, kw_only=True):
         elif self.executed == "gather":
             y = self._gathered(plan, history)
         elif self.executed == "future":
-            sent = self._summed(plan, lambda name: values[name].astype(self.dtype), at_departure)
+            sent = self.summed(plan, lambda name: values[name].astype(self.dtype), at_departure)
             queue = jnp.concatenate([arrivals, jnp.zeros_like(sent[:1])]) + sent
             y, arrivals = self._weighted(plan, queue[0]), queue[1:]
         else:
             ago = jnp.asarray(self.ago)
-            arrived = self._summed(plan, lambda name: in_order(history, name)[ago], at_arrival)
+            arrived = self.summed(plan, lambda name: in_order(history, name)[ago], at_arrival)
             y = self._weighted(plan, arrived)
         return Carry(history, arrivals), self._output(plan, y)
 
@@ -209,7 +209,7 @@ class Connection(Receptive, kw_only=True):
         def convolved(past, kernel, weigh):
             return at_once(past[start:], kernel, weigh, self.ago)
 
-        arrived = self._summed(plan, known.__getitem__, convolved)
+        arrived = self.summed(plan, known.__getitem__, convolved)
         t, b = arrived.shape[:2]
         y = self._output(plan, self._weighted(plan, arrived.reshape(t * b, *arrived.shape[2:])))
         return Carry(history), y.reshape(t, b, *y.shape[1:])
@@ -217,7 +217,7 @@ class Connection(Receptive, kw_only=True):
     def _current(self, values: dict[str, Array]) -> Float[Array, "b ..."]:
         return sum(term.factor * values[term.ring].astype(self.dtype) for term in self.synapse.terms(self.step_time))
 
-    def _summed(self, plan: Plan, past: Callable[[str], Array], execution: Callable) -> Float[Array, "..."]:
+    def summed(self, plan: Plan, past: Callable[[str], Array], execution: Callable) -> Float[Array, "..."]:
         """An execution over every term of the current."""
         terms = self.synapse.terms(self.step_time)
         pairs = zip(terms, plan.kernels, strict=True)

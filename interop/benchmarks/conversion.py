@@ -17,11 +17,12 @@ from flax import linen as nn
 from interop import layers
 from interop.files import write_weights
 from interop.layout import Spec
+from jaxkit.errors import ConfigError
 
 WIDTH, PAIRS = 4096, 8
 LARGEST = 2 * WIDTH * 4 * WIDTH
 _SHARD = 6 * 10**8
-_CONVERT = Path(__file__).parent.parent / "scripts" / "convert.py"
+_CONVERT = Path(__file__).parent.parent.parent / "scripts" / "convert.py"
 # Without arguments it measures the interpreter alone.
 _PROGRAM = """
 import re, runpy, sys
@@ -52,7 +53,7 @@ MODEL = (
 )
 
 
-def measure(folder: Path | None) -> Iterator[str]:
+def measure(folder: Path | None, only: str | None = None) -> Iterator[str]:
     """Makes a checkpoint of 2.1 GB in four files, converts it both ways, and says a line of each.
 
     Time is measured against ``cp`` of the same bytes and one pass of SHA-256 over the copy. All write new files and
@@ -60,7 +61,12 @@ def measure(folder: Path | None) -> Iterator[str]:
     freed. Memory is that of the whole process above a Python interpreter's that has imported nothing.
 
     ``folder`` has room for four copies; None: a temporary one.
+
+    Raises:
+        ConfigError: for ``only``: the suite is one benchmark.
     """
+    if only is not None:
+        raise ConfigError(f"--only {only}: this suite is one benchmark")
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         here = Path(temporary)
         _make(here / "torch")

@@ -1,0 +1,6 @@
+"""What things cost, side by side with torch: ``python scripts/benchmark.py --suite NAME``."""
+
+SUITES = {
+    "conversion": "memory and time of convert.py on a sharded bfloat16 checkpoint of 2.1 GB; Linux only, needs 9 GB",
+    "spiking": "spiking connections and plasticity against inferno-ai, on the same machine in the same run",
+}
