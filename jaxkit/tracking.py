@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from jaxkit.config import Config
@@ -22,7 +22,7 @@ class Tracker:
     """Writes the metrics of one run, between :meth:`open` and :meth:`close`. Only the first process writes.
 
     Args:
-        workdir: gets ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``curves.png``.
+        workdir: gets ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``pictures/``, ``curves.png``.
         config: of the run; its ``tracking`` section says where metrics go, and W&B shows all of it.
         start: the step the run goes on from; records after it, of a run cut off later, are dropped.
         steps: the step the run ends at.
@@ -91,6 +91,16 @@ class Tracker:
         _save_png(self.workdir / "samples" / f"{step:08d}.png", picture)
         if self._board is not None:
             self._board.add_image("samples", picture, step, dataformats="HWC")
+
+    def pictures(self, step: int, pictures: dict[str, UInt8[np.ndarray, "_ _ 3"]]) -> None:
+        """Writes pictures as ``pictures/<name>_<step>.png``."""
+        if not self._active:
+            return
+        (self.workdir / "pictures").mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            _save_png(self.workdir / "pictures" / f"{name}_{step:08d}.png", picture)
+            if self._board is not None:
+                self._board.add_image(name, picture, step, dataformats="HWC")
 
     def advance(self) -> None:
         """Moves the progress bar by one step."""

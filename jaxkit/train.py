@@ -20,13 +20,12 @@ from jaxkit import parallel
 from jaxkit.checkpoint import Checkpoints
 from jaxkit.data.feed import Feed
 from jaxkit.evaluation import compiled_evaluation, evaluate
+from jaxkit.gallery import Gallery
 from jaxkit.optimizer import accumulate, averaged_params, loss_scale
 from jaxkit.schema.train import Train
 from jaxkit.stop import Interrupted, NonFinite, Stop
 from jaxkit.tasks.task import Task, Variables
 from jaxkit.tracking import Tracker, Windows
-
-SAMPLES = 16
 
 
 class TrainState(NamedTuple):
@@ -153,9 +152,7 @@ class Trainer:
         self._train_step = compiled_step(run, state, frozen)
         key, variables = jax.device_get(state.key), self._variables()
         self._evaluation = compiled_evaluation(run.task, run.feed, run.executor, key, *variables, frozen)
-        if run.task.sample:
-            sampled = jax.jit(partial(run.task.sample, n=SAMPLES))
-            self._sample = sampled.lower(Variables(*variables, frozen), self._evaluation.key).compile()
+        self._gallery = Gallery(run.task, run.feed, Variables(*variables, frozen), self._evaluation.key)
         self.compile_seconds = time.perf_counter() - began
 
     def fit(self, tracker: Tracker, checkpoints: Checkpoints) -> None:
@@ -239,9 +236,7 @@ class Trainer:
             return False
         self._eval_seconds += time.perf_counter() - began
         self._tracker.log(self.step, "eval", self.metrics)
-        if self.run.task.sample:
-            images = self._sample(Variables(params, state, self.frozen), self._evaluation.key)
-            self._tracker.samples(self.step, np.asarray(images, np.float32))
+        self._gallery.show(self._tracker, self.step, Variables(params, state, self.frozen))
         value = self.metrics[self.run.metric]
         sign = 1 if self.run.mode == "max" else -1
         if math.isnan(value) or (self.best is not None and sign * value < sign * self.best):

@@ -144,7 +144,7 @@ class Optimizer(Section):
     weight_decay: NonNegative = 0.0
     no_decay: Strings = ()
     """Regular expressions searched in parameter paths such as ``stage1_block0/norm1/scale``: no decay where found."""
-    rate_scale: dict[str, Positive] = {}
+    rate_scale: dict[str, Positive] = Field(default_factory=dict)
     """Factors on the learning rate of the parameters whose path a regular expression is found in; several multiply."""
     clip_norm: Positive | None = None
     """Largest global norm of the gradient."""

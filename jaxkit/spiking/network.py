@@ -1,6 +1,7 @@
 """A feed-forward spiking network, to be trained by surrogate gradients."""
 
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,10 +10,23 @@ from jaxtyping import Array, Float
 
 from jaxkit.spiking.connections import LinearDense
 from jaxkit.spiking.delays import Interpolation
-from jaxkit.spiking.layers import Serial
+from jaxkit.spiking.layers import Serial, Step
 from jaxkit.spiking.neurons import LIF
 from jaxkit.spiking.surrogate import Surrogate
 from jaxkit.spiking.synapses import DeltaPlusCurrent
+
+
+def membranes(step: Step) -> Float[Array, "b n"]:
+    """The voltages after a step."""
+    return step.carry.neurons["neuron"].voltage
+
+
+class Activity(NamedTuple):
+    """What a layer did over time."""
+
+    spikes: Float[Array, "t b n"]
+    voltage: Float[Array, "t b n"]
+    """Of membranes, in thresholds."""
 
 
 class SpikingNetwork(nn.Module):
@@ -55,16 +69,16 @@ class SpikingNetwork(nn.Module):
     @nn.compact
     def __call__(
         self, spikes: Float[Array, "t b n"], *, window: float | Float[Array, ""] = 1.0, train: bool = False
-    ) -> tuple[Float[Array, "b k"], dict[str, Float[Array, "t b ..."]]]:
-        """Gives logits, and the spikes of each layer, ``layer1``, ``layer2``, ...
+    ) -> tuple[Float[Array, "b k"], dict[str, Activity]]:
+        """Gives logits, and what each layer did: ``layer1``, ``layer2``, ...
 
         ``window``: steps, the width of the interpolations ``gaussian`` and ``triangle``.
         """
         features, x = {}, spikes.astype(self.dtype)
         for i, size in enumerate(self.hidden, 1):
             layer = self.layer(x.shape[2], size, f"layer{i}")
-            _, x = layer.sequence(layer.initialize_carry(x.shape[1]), x, window=window)
-            features[f"layer{i}"] = x
+            _, x, voltage = layer.sequence(layer.initialize_carry(x.shape[1]), x, window=window, record=membranes)
+            features[f"layer{i}"] = Activity(x, voltage)
             x = nn.Dropout(self.dropout_rate, broadcast_dims=(0,), deterministic=not train)(x)
         readout = self.connection(x.shape[2], self.num_classes, None, "readout")
         _, currents = readout.sequence(readout.initialize_carry(x.shape[1]), x)

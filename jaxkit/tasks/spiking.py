@@ -7,9 +7,14 @@ import optax
 from jaxkit.losses.classification import cross_entropy
 from jaxkit.schema.spiking import Delay, Spiking
 from jaxkit.spiking.network import SpikingNetwork
+from jaxkit.spiking.pictures import draw_delays, draw_membranes, draw_raster, draw_receptive_fields
 from jaxkit.spiking.surrogate import surrogate_named
 from jaxkit.tasks.encoding import encoder
-from jaxkit.tasks.task import Context, Task, Variables
+from jaxkit.tasks.task import Context, Pictures, Task, Variables
+
+# What pictures show: neurons in time, and receptive fields.
+TRACED, FIELDS = 6, 36
+READOUT = "readout"
 
 
 def make(config: Spiking, context: Context) -> Task:
@@ -54,7 +59,38 @@ def make(config: Spiking, context: Context) -> Task:
             "rate": rates(features),
         }
 
-    return Task(init, loss, evaluate, project=trained.project)
+    def trace(variables, batch, key):
+        images = batch["image"][:1]
+        sent = encode(key, images)
+        _, features = tested.apply({"params": variables.params}, sent)
+        first = variables.params["layer1"]["connection"]
+        shown = {
+            "spikes": {"input": sent[:, 0], **{name: layer.spikes[:, 0] for name, layer in features.items()}},
+            "voltage": features["layer1"].voltage[:, 0, :TRACED],
+        }
+        if delay is not None:
+            shown["delays"] = {
+                name: part["connection"]["delay"] for name, part in variables.params.items() if name != READOUT
+            }
+        if images[0].size == sent.shape[2]:
+            fields = first["weight"][:FIELDS].reshape(-1, *images.shape[1:])
+            shown["fields"] = fields.mean(-1)
+        return shown
+
+    def draw(shown):
+        step_time = config.network.step_time
+        spikes = shown["spikes"]["layer1"][:, :TRACED]
+        drawn = {
+            "raster": draw_raster(shown["spikes"], step_time),
+            "membranes": draw_membranes(shown["voltage"], 1.0, spikes, step_time),
+        }
+        for name, delays in shown.get("delays", {}).items():
+            drawn[f"delays_{name}"] = draw_delays(delays, delay.longest, step_time)
+        if "fields" in shown:
+            drawn["receptive_fields"] = draw_receptive_fields(shown["fields"])
+        return drawn
+
+    return Task(init, loss, evaluate, pictures=Pictures(trace, draw), project=trained.project)
 
 
 def network(config: Spiking, context: Context, delay: Delay | None) -> SpikingNetwork:
@@ -93,7 +129,7 @@ def narrowed(width, delay: Delay | None):
 
 def rates(features):
     """Spikes of a hidden neuron in a step, the mean over each sample ``[b]``."""
-    return jnp.mean(jnp.stack([spikes.astype(jnp.float32).mean((0, 2)) for spikes in features.values()]), 0)
+    return jnp.mean(jnp.stack([layer.spikes.astype(jnp.float32).mean((0, 2)) for layer in features.values()]), 0)
 
 
 def without_delay_gradient(params):

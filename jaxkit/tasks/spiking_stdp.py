@@ -11,14 +11,17 @@ from jaxkit.schema.spiking_stdp import SpikingStdp
 from jaxkit.spiking.connections import LinearDense, LinearDirect, LinearLateral
 from jaxkit.spiking.layers import RecurrentSerial
 from jaxkit.spiking.neurons import ALIF, LIF
+from jaxkit.spiking.pictures import draw_raster, draw_receptive_fields
 from jaxkit.spiking.plasticity import STDP, Normalization, Updater
 from jaxkit.spiking.plasticity.bounds import bound_multiplicative
 from jaxkit.spiking.readouts import MaxRateClassifier
 from jaxkit.spiking.synapses import DeltaCurrent
 from jaxkit.tasks.encoding import encoder
-from jaxkit.tasks.task import Context, Task, Variables
+from jaxkit.tasks.task import Context, Pictures, Task, Variables
 
 LEARNS = "feedfwd_connection"
+# Receptive fields that a picture shows.
+FIELDS = 100
 
 
 def make(config: SpikingStdp, context: Context) -> Task:
@@ -88,11 +91,28 @@ def make(config: SpikingStdp, context: Context) -> Task:
         predicted = readout.classify(variables.state["rates"], fired)
         return {"top1": (predicted == batch["label"]).astype(jnp.float32), "rate": fired.mean(1)}
 
+    def trace(variables, batch, key):
+        images = batch["image"][:1]
+        sent = encode(key, images)
+        spikes = respond(variables, sent, learn=False)[0]
+        weight = variables.params[LEARNS]["weight"][:FIELDS]
+        return {
+            "spikes": {"input": sent[:, 0], "excitatory": spikes[:, 0]},
+            "fields": weight.reshape(-1, *images.shape[1:]).mean(-1) if images[0].size == sent.shape[2] else None,
+            "classes": readout.assignments(variables.state["rates"])[:FIELDS],
+        }
+
+    def draw(shown):
+        drawn = {"raster": draw_raster(shown["spikes"], config.step_time)}
+        if shown["fields"] is not None:
+            drawn["receptive_fields"] = draw_receptive_fields(shown["fields"], shown["classes"])
+        return drawn
+
     def loss(variables, batch, key):
         """The error of the names that neurons have so far; nothing descends it."""
         return update(variables, batch, key)[0]
 
-    return Task(init, loss, evaluate, update=update)
+    return Task(init, loss, evaluate, pictures=Pictures(trace, draw), update=update)
 
 
 def network(config: SpikingStdp, inputs: int, axis_name: str | None) -> RecurrentSerial:

@@ -21,6 +21,15 @@ class Variables(NamedTuple):
     """What nobody moves: teachers, tokenizers, encoders. Not checkpointed; a checkpoint keeps its hash."""
 
 
+class Pictures(NamedTuple):
+    """Pictures of how a few examples are treated, drawn at every evaluation."""
+
+    trace: Callable
+    """``variables, batch, key -> arrays``, compiled."""
+    draw: Callable
+    """``arrays -> {name: uint8 [h w 3]}``, of NumPy arrays."""
+
+
 class Task(NamedTuple):
     """A method to train. Batches are dicts of arrays with a leading axis b; images are normalised by then."""
 
@@ -32,6 +41,7 @@ class Task(NamedTuple):
     """``variables, batch, key -> {name: [b]}``: metrics of each example."""
     sample: Callable | None = None
     """``variables, key, n -> images [n h w c] in [0, 1]``, drawn at every evaluation."""
+    pictures: Pictures | None = None
     update: Callable | None = None
     """``variables, batch, key -> (scalar, (state, metrics)), directions``: a local learning rule in place of the
     gradient of ``loss``."""

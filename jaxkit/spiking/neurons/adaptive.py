@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxkit.spiking.neurons.checks import as_tuple, require_below, require_positive
+from jaxkit.spiking.checks import as_tuple, require_below, require_positive
 from jaxkit.spiking.neurons.neuron import FixedThreshold, Neuron, NeuronCarry
 
 REDUCTIONS = {

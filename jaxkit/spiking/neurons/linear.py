@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from jaxtyping import Array, Float
 
+from jaxkit.spiking.checks import require_below
 from jaxkit.spiking.neurons.adaptive import AdaptiveThreshold
-from jaxkit.spiking.neurons.checks import require_below
 from jaxkit.spiking.neurons.neuron import Neuron, NonAdaptive
 
 

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxkit.errors import ShapeError
-from jaxkit.spiking.neurons.checks import as_tuple, require_below, require_positive
+from jaxkit.spiking.checks import as_tuple, require_below, require_positive
 from jaxkit.spiking.surrogate import Surrogate, arctan
 
 

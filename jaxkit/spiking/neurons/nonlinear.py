@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkit.spiking.checks import require_below, require_positive
 from jaxkit.spiking.neurons.adaptive import AdaptiveCurrent
-from jaxkit.spiking.neurons.checks import require_below, require_positive
 from jaxkit.spiking.neurons.neuron import FixedThreshold, NonAdaptive
 
 # keeps the exponential and its gradient finite in float32; a membrane that comes this far is above any threshold

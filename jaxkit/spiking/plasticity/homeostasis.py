@@ -6,8 +6,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from jaxkit.spiking.checks import require_positive
 from jaxkit.spiking.connections import Carry, Connection, Plan
-from jaxkit.spiking.neurons.checks import require_positive
 from jaxkit.spiking.plasticity.rule import Rule, Term, Updates, alone, require_parameter
 from jaxkit.spiking.traces import Rate, average
 

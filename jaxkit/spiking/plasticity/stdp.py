@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkit.spiking.checks import require_below, require_positive
 from jaxkit.spiking.connections import Carry, Connection, Plan
 from jaxkit.spiking.history import History, latest, push
-from jaxkit.spiking.neurons.checks import require_below, require_positive
 from jaxkit.spiking.plasticity.presynaptic import Presynaptic, presynaptic
 from jaxkit.spiking.plasticity.rule import Rewarded, Rule, Term, alone
 from jaxkit.spiking.traces import TraceMode, trace

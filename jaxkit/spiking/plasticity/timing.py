@@ -12,10 +12,10 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkit.spiking.checks import require_positive
 from jaxkit.spiking.connections import Carry, Connection, Plan
 from jaxkit.spiking.delays import taps
 from jaxkit.spiking.history import History, latest, push
-from jaxkit.spiking.neurons.checks import require_positive
 from jaxkit.spiking.plasticity.presynaptic import Presynaptic, presynaptic
 from jaxkit.spiking.plasticity.rule import Rewarded, Rule, Term, alone, require_parameter
 from jaxkit.spiking.traces import age
