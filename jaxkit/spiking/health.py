@@ -1,31 +1,22 @@
-"""What state learned delays are in, and what each execution of a connection would cost, before it is run."""
+"""What state learned delays are in, and what each execution of their connection would cost."""
 
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import PyTree, Shaped
 
 from jaxkit.spiking.connections.base import Connection
 from jaxkit.spiking.connections.plan import current_reading
 from jaxkit.spiking.delays import kernel
-
-
-class Cost(NamedTuple):
-    """What a step of an execution costs."""
-
-    macs: int
-    """Multiply-accumulates of a step."""
-    bytes: int
-    """Of state, of the kernel, and of what a step makes besides its output."""
+from jaxkit.spiking.forecast import Cost, costs
 
 
 class DelayHealth(NamedTuple):
     """What :func:`delay_health` finds."""
 
-    histogram: np.ndarray
-    """Delays by their whole steps, ``[r]``; those out of range count at the nearest end."""
+    histogram: Shaped[np.ndarray, " r"]
+    """Delays by the step of the past nearest to what they read; those that read nothing count at the nearest end."""
     below: int
     """Delays shorter than 0 ms."""
     above: int
@@ -35,7 +26,9 @@ class DelayHealth(NamedTuple):
     rounded: float
     """The largest distance, ms, of a delay in range from the mean time of what it reads."""
     costs: dict[str, Cost]
-    """By execution."""
+    """By execution, of those that the connection can have."""
+    executed: str
+    """The execution that is used."""
 
     def lines(self) -> list[str]:
         """The report as text."""
@@ -46,53 +39,44 @@ class DelayHealth(NamedTuple):
             f"out of range: {self.below} below 0 ms, {self.above} above the longest",
             f"dead synapses: {self.dead}",
             f"rounding moves delays by up to {self.rounded:.3g} ms",
+            "a step costs      MACs     bytes: state          plan       scratch  for gradient",
         ]
-        return told + [f"{name}: {c.macs:,} MACs a step, {c.bytes:,} bytes" for name, c in self.costs.items()]
+        for name, cost in self.costs.items():
+            used = " (used)" if name == self.executed else ""
+            told.append(f"{name:11}{cost.macs:>11,}" + "".join(f"{size:>14,}" for size in cost[1:]) + used)
+        return told
 
 
-def delay_health(connection: Connection, params: PyTree, batch: int = 1) -> DelayHealth:
+def delay_health(connection: Connection, params: PyTree, batch: int = 1, window: float = 1.0) -> DelayHealth:
     """Looks at a connection's delays, and forecasts what each execution costs for a batch.
+
+    ``params``: ``{weight, bias, delay}``; ``window``: steps, the width of the interpolations ``gaussian`` and
+    ``triangle``. What is masked is no synapse and is not counted.
 
     Raises:
         ValueError: if the connection has no delays.
     """
     if not connection.delayed:
         raise ValueError("the connection has no delays to look at: delay is None or 0")
-    raw, longest, step_time = np.asarray(params["delay"]), connection.delay, connection.step_time
-    plan = connection.plan(params)
+    raw, step_time = np.asarray(params["delay"]), connection.step_time
+    below, above = raw < 0, raw > connection.delay
+    plan = connection.plan(params, window)
     term = connection.synapse.terms(step_time)[0]
-    coefficients = np.asarray(kernel(plan.delay, current_reading(connection, term)))
-    bounded = np.clip(raw, 0, longest)
-    steps = np.arange(connection.record).reshape(-1, *[1] * raw.ndim)
+    coefficients = np.abs(kernel(plan.delay, current_reading(connection, term, window)))
     reads = coefficients.any(0)
-    mean = (np.where(coefficients != 0, steps, 0) * np.abs(coefficients)).sum(0) / np.where(
-        reads, np.abs(coefficients).sum(0), 1
-    )
-    moved = np.abs(mean * step_time - bounded)[reads & (raw >= 0) & (raw <= longest)]
+    mean = np.tensordot(np.arange(connection.record), coefficients, 1) / np.where(reads, coefficients.sum(0), 1)
+    steps = np.rint(np.where(reads, mean, np.where(below, 0, connection.record - 1))).astype(int)
+    moved = np.abs(mean * step_time - raw)
+
+    counted = np.asarray(connection.masked_delay(jnp.ones(raw.shape))) != 0
+    exists = np.asarray(connection.masked(jnp.ones(connection.weight_shape))) != 0
     passes = np.asarray(connection.over_weights(jnp.asarray(reads))) & (np.asarray(plan.weight) != 0)
     return DelayHealth(
-        np.bincount(np.rint(bounded / step_time).astype(int).ravel(), minlength=connection.record),
-        int((raw < 0).sum()),
-        int((raw > longest).sum()),
-        int((~passes).sum()),
-        float(moved.max(initial=0.0)),
+        np.bincount(steps[counted], minlength=connection.record),
+        int((below & counted).sum()),
+        int((above & counted).sum()),
+        int((exists & ~passes).sum()),
+        float(moved[counted & reads & ~below & ~above].max(initial=0.0)),
         costs(connection, batch),
+        connection.executed,
     )
-
-
-def costs(connection: Connection, batch: int) -> dict[str, Cost]:
-    """Forecasts the cost of a step by execution, from shapes alone."""
-    r, size = connection.record, jnp.dtype(connection.dtype).itemsize
-    synapses, weights = math.prod(connection.synapse_shape), math.prod(connection.weight_shape)
-    outputs = math.prod(connection.product_shape)
-    # of a convolution every weight acts once for each position of its filter
-    uses = batch * weights * (outputs // connection.weight_shape[0] if not connection.elementwise else 1)
-    ring, kernels = r * batch * synapses, r * weights
-    ago = len(connection.ago)
-    amounts = {
-        "gather": (uses, ring + uses),
-        "grouped": (ago * uses, ring + ago * weights + ago * batch * outputs),
-        "future": (r * uses, kernels + 2 * r * batch * outputs),
-        "convolution": (ago * uses, ring + ago * weights),
-    }
-    return {name: Cost(macs, size * elements) for name, (macs, elements) in amounts.items()}

@@ -1,7 +1,7 @@
 """A feed-forward spiking network, to be trained by surrogate gradients."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -64,7 +64,7 @@ class SpikingNetwork(nn.Module):
     gain: float
     dropout_rate: float
     surrogate: Surrogate
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -80,7 +80,7 @@ class SpikingNetwork(nn.Module):
             _, x, voltage = layer.sequence(layer.initialize_carry(x.shape[1]), x, window=window, record=membranes)
             features[f"layer{i}"] = Activity(x, voltage)
             x = nn.Dropout(self.dropout_rate, broadcast_dims=(0,), deterministic=not train)(x)
-        readout = self.connection(x.shape[2], self.num_classes, None, "readout")
+        readout = self.connection(x.shape[2], self.num_classes, None).clone(parent=self, name="readout")
         _, currents = readout.sequence(readout.initialize_carry(x.shape[1]), x)
         return self.logits(currents.astype(jnp.float32)), features
 
@@ -98,10 +98,10 @@ class SpikingNetwork(nn.Module):
             resistance=1 / (1 - kept),
             surrogate=self.surrogate,
         )
-        return Serial(self.connection(inputs, size, self.longest_delay, None), neurons, name=name)
+        return Serial(self.connection(inputs, size, self.longest_delay), neurons, name=name)
 
-    def connection(self, inputs: int, outputs: int, longest_delay: float | None, name: str | None) -> LinearDense:
-        """Synapses whose current is the spike itself."""
+    def connection(self, inputs: int, outputs: int, longest_delay: float | None) -> LinearDense:
+        """Synapses whose current is the spike itself, for a layer to make its own."""
         return LinearDense(
             inputs,
             outputs,
@@ -119,7 +119,7 @@ class SpikingNetwork(nn.Module):
             bias_init=nn.initializers.zeros,
             delay_init=nn.initializers.uniform(longest_delay or 0.0),
             dtype=self.dtype,
-            name=name,
+            parent=None,
         )
 
     def logits(self, currents: Float[Array, "t b k"]) -> Float[Array, "b k"]:
