@@ -33,7 +33,7 @@ def test_the_task_added_in_training_md_trains_without_a_change_to_the_spine(tmp_
     assert np.abs(learned(tmp_path, 100)["params/mean"] - mean).max() < 0.2
 
 
-@pytest.mark.parametrize("page", ["interop", "crosscheck", "profiling"])
+@pytest.mark.parametrize("page", ["interop", "crosscheck", "profiling", "spiking"])
 def test_the_examples_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -60,6 +60,8 @@ class Network(Section):
     """ms, of the readout's membranes, whose mean over time are the logits. None: the sum of
     their currents, which knows nothing of order."""
     delay: Delay | None = None
+    batch_norm: bool = False
+    """Whether the currents of hidden layers are normalised over time and batch."""
     gain: Positive = 1.0
     """Standard deviation of weights, times the square root of the inputs. A weight of 1 takes a neuron to threshold."""
     dropout_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0

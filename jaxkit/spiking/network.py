@@ -1,24 +1,20 @@
 """A feed-forward spiking network, to be trained by surrogate gradients."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from einops import rearrange
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxkit.spiking.connections import LinearDense
+from jaxkit.spiking.connections import Connection, LinearDense
 from jaxkit.spiking.delays import Interpolation
-from jaxkit.spiking.layers import Serial, Step
-from jaxkit.spiking.neurons import LIF
+from jaxkit.spiking.neurons import LIF, Neuron
 from jaxkit.spiking.surrogate import Surrogate
 from jaxkit.spiking.synapses import DeltaPlusCurrent
-
-
-def membranes(step: Step) -> Float[Array, "b n"]:
-    """The voltages after a step."""
-    return step.carry.neurons["neuron"].voltage
 
 
 class Activity(NamedTuple):
@@ -27,6 +23,29 @@ class Activity(NamedTuple):
     spikes: Float[Array, "t b n"]
     voltage: Float[Array, "t b n"]
     """Of membranes, in thresholds."""
+
+
+class SpikingLayer(nn.Module):
+    """A connection, batch normalisation of its currents over time and batch if there is any, and spiking neurons."""
+
+    connection: Connection
+    neuron: Neuron
+    norm: Callable[..., nn.Module] | None = None
+
+    @nn.compact
+    def __call__(self, spikes: Float[Array, "t b n"], window: float | Float[Array, ""], train: bool) -> Activity:
+        batch = spikes.shape[1]
+        _, currents = self.connection.sequence(self.connection.initialize_carry(batch), spikes, window=window)
+        if self.norm is not None:
+            # the batch first: it may be normalised in parts
+            by_sample = rearrange(currents, "t b n -> b t n")
+            currents = rearrange(self.norm(use_running_average=not train, name="norm")(by_sample), "b t n -> t b n")
+
+        def step(carry, current):
+            carry, spikes = self.neuron(carry, current)
+            return carry, Activity(spikes, carry.voltage)
+
+        return lax.scan(step, self.neuron.initialize_carry(batch), currents)[1]
 
 
 class SpikingNetwork(nn.Module):
@@ -47,6 +66,7 @@ class SpikingNetwork(nn.Module):
         gain: standard deviation of the weights times the square root of the inputs.
         dropout_rate: of hidden neurons, over all time.
         surrogate: derivative of spikes.
+        norm: makes the batch normalisation of the currents of hidden layers; None: none.
         dtype: of currents.
     """
 
@@ -64,6 +84,7 @@ class SpikingNetwork(nn.Module):
     gain: float
     dropout_rate: float
     surrogate: Surrogate
+    norm: Callable[..., nn.Module] | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -76,18 +97,18 @@ class SpikingNetwork(nn.Module):
         """
         features, x = {}, spikes.astype(self.dtype)
         for i, size in enumerate(self.hidden, 1):
-            layer = self.layer(x.shape[2], size, f"layer{i}")
-            _, x, voltage = layer.sequence(layer.initialize_carry(x.shape[1]), x, window=window, record=membranes)
-            features[f"layer{i}"] = Activity(x, voltage)
-            x = nn.Dropout(self.dropout_rate, broadcast_dims=(0,), deterministic=not train)(x)
+            connection = self.connection(x.shape[2], size, self.longest_delay)
+            activity = SpikingLayer(connection, self.neurons(size), self.norm, name=f"layer{i}")(x, window, train)
+            features[f"layer{i}"] = activity
+            x = nn.Dropout(self.dropout_rate, broadcast_dims=(0,), deterministic=not train)(activity.spikes)
         readout = self.connection(x.shape[2], self.num_classes, None).clone(parent=self, name="readout")
         _, currents = readout.sequence(readout.initialize_carry(x.shape[1]), x)
         return self.logits(currents.astype(jnp.float32)), features
 
-    def layer(self, inputs: int, size: int, name: str) -> Serial:
-        """One layer of spiking neurons."""
+    def neurons(self, size: int) -> LIF:
+        """A layer's neurons."""
         kept = math.exp(-self.step_time / self.time_constant)
-        neurons = LIF(
+        return LIF(
             (size,),
             self.step_time,
             rest_v=0.0,
@@ -98,7 +119,6 @@ class SpikingNetwork(nn.Module):
             resistance=1 / (1 - kept),
             surrogate=self.surrogate,
         )
-        return Serial(self.connection(inputs, size, self.longest_delay), neurons, name=name)
 
     def connection(self, inputs: int, outputs: int, longest_delay: float | None) -> LinearDense:
         """Synapses whose current is the spike itself, for a layer to make its own."""
@@ -142,6 +162,6 @@ class SpikingNetwork(nn.Module):
 
         def within(layer):
             delay = jnp.clip(layer["connection"]["delay"], 0, self.longest_delay)
-            return {"connection": layer["connection"] | {"delay": delay}}
+            return layer | {"connection": layer["connection"] | {"delay": delay}}
 
         return {name: within(part) if name.startswith("layer") else part for name, part in params.items()}

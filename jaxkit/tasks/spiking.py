@@ -22,7 +22,8 @@ def make(config: Spiking, context: Context) -> Task:
 
     Batches hold ``image [b h w c]`` in [0, 1] and ``label [b]``. Evaluation takes delays at whole steps where training
     reads a window around them (Hammouamri et al., 2023): ``top1``, ``top5``, ``loss``, and ``rate``, the spikes of
-    a hidden neuron in a step. State: the width of that window.
+    a hidden neuron in a step. State: the width of
+    that window, and batch statistics.
     """
     encode = encoder(config.encoding, config.network.step_time)
     delay = config.network.delay
@@ -30,27 +31,32 @@ def make(config: Spiking, context: Context) -> Task:
     tested = trained if delay is None or delay.window is None else trained.clone(interpolation="nearest")
 
     def init(key, batch):
-        params = jax.jit(trained.init)(key, encode(key, batch["image"]))["params"]
+        collections = dict(jax.jit(trained.init)(key, encode(key, batch["image"])))
         width = 1.0 if delay is None or delay.window is None else delay.window.start
-        return Variables(params, {"window": jnp.float32(width)}, frozen={})
+        return Variables(collections.pop("params"), {"window": jnp.float32(width), "collections": collections}, {})
 
     def loss(variables, batch, key):
         key_encode, key_dropout = jax.random.split(key)
         params = variables.params if delay is None or delay.learned else without_delay_gradient(variables.params)
-        logits, features = trained.apply(
-            {"params": params},
+        window, collections = variables.state["window"], variables.state["collections"]
+        (logits, features), collections = trained.apply(
+            {"params": params, **collections},
             encode(key_encode, batch["image"]),
-            window=variables.state["window"],
+            window=window,
             train=True,
+            mutable=list(collections),
             rngs={"dropout": key_dropout},
         )
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), config.label_smoothing)
         value = optax.softmax_cross_entropy(logits, targets).mean()
         metrics = {"top1": (logits.argmax(-1) == batch["label"]).mean(), "rate": rates(features).mean()}
-        return value, ({"window": narrowed(variables.state["window"], delay)}, metrics)
+        return value, ({"window": narrowed(window, delay), "collections": collections}, metrics)
+
+    def respond(variables, spikes):
+        return tested.apply({"params": variables.params, **variables.state["collections"]}, spikes)
 
     def evaluate(variables, batch, key):
-        logits, features = tested.apply({"params": variables.params}, encode(key, batch["image"]))
+        logits, features = respond(variables, encode(key, batch["image"]))
         ranks = (logits > jnp.take_along_axis(logits, batch["label"][:, None], 1)).sum(1)
         return {
             "top1": (ranks < 1).astype(jnp.float32),
@@ -62,7 +68,7 @@ def make(config: Spiking, context: Context) -> Task:
     def trace(variables, batch, key):
         images = batch["image"][:1]
         sent = encode(key, images)
-        _, features = tested.apply({"params": variables.params}, sent)
+        _, features = respond(variables, sent)
         first = variables.params["layer1"]["connection"]
         shown = {
             "spikes": {"input": sent[:, 0], **{name: layer.spikes[:, 0] for name, layer in features.items()}},
@@ -113,6 +119,7 @@ def network(config: Spiking, context: Context, delay: Delay | None) -> SpikingNe
         gain=given.gain,
         dropout_rate=given.dropout_rate,
         surrogate=surrogate_named(given.surrogate)(),
+        norm=context.norm if given.batch_norm else None,
         dtype=context.dtype,
     )
 

@@ -96,15 +96,15 @@ def test_eight_devices_learn_together_what_one_does(batch):
     assert float(metrics["rate"]) > 0
     # float32 sums in another order, over 30 steps that build on each other
     close = {"rtol": 1e-4, "atol": 1e-6}
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), (many_state, many_direction), (state, direction))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **close), (many_state, many_direction), (state, direction)
+    )
     np.testing.assert_allclose(many_metrics["top1"], metrics["top1"])
 
 
 def test_pictures_show_spikes_and_what_neurons_learnt(learnt, batch):
     made, variables, ((_, (state, _)), _) = learnt
-    drawn = made.pictures.draw(
-        jax.device_get(made.pictures.trace(variables._replace(state=state), batch, KEY))
-    )
+    drawn = made.pictures.draw(jax.device_get(made.pictures.trace(variables._replace(state=state), batch, KEY)))
     assert set(drawn) == {"raster", "receptive_fields"}
 
 
