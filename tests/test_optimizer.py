@@ -270,3 +270,28 @@ def test_a_donated_state_keeps_its_structure_and_types(name, precision):
     params, state = compiled(params, optimizer.init(params), gradients)
     params, state = compiled(params, state, gradients)
     assert compiled._cache_size() == 1
+
+
+def test_scaled_rates_are_those_of_torch_parameter_groups():
+    visited, _ = trajectory(
+        make_optimizer(section("sgd", momentum=0.9, rate_scale={"conv": 10.0, "bias": 0.5}), STEPS, 1)
+    )
+    # leaves in the order of the tree: conv/bias, conv/kernel, norm/scale
+    rates = [0.01 * 10 * 0.5, 0.01 * 10, 0.01]
+
+    def groups(params):
+        return torch.optim.SGD(
+            [{"params": [p], "lr": rate} for p, rate in zip(params, rates, strict=True)], momentum=0.9
+        )
+
+    expected = torch_trajectory(groups, torch.float64)
+    for ours, theirs in zip(visited, expected, strict=True):
+        for a, b in zip(jax.tree.leaves(ours), theirs, strict=True):
+            # some ten roundings of float32, of values around 1
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_rate_scale_that_matches_no_parameter_is_refused():
+    optimizer = make_optimizer(section("sgd", rate_scale={"delay": 10.0}), STEPS, 1)
+    with pytest.raises(ConfigError, match=r"optimizer.rate_scale: no parameter matches \['delay'\]"):
+        optimizer.init(as_jax(START))

@@ -84,7 +84,7 @@ def undelayed(batch: int = 32, size: int = 256, time_steps: int = 500) -> Figure
 
 
 def plasticity(batch: int = 20, size: int = 784, neurons: int = 100, time_steps: int = 250) -> Figures:
-    """inferno's quickstart: pixels, excitatory and inhibitory neurons, STDP with normalised weights at every step."""
+    """The quickstart of inferno: pixels, excitatory and inhibitory neurons, STDP with normalised weights at every step."""
     spikes = (np.random.default_rng(0).random((time_steps, batch, size)) < 0.02).astype(np.float32)
     theirs = inferno_stdp(spikes[:20], neurons)
     yield "inferno", theirs, "ms a step"

@@ -39,6 +39,11 @@ class Reading(NamedTuple):
     """Steps, of the windows: the standard deviation of ``gaussian``, half the base of ``triangle``; may be traced."""
 
 
+def within(delay: Float[Array, "..."], longest: float) -> Float[Array, "..."]:
+    """Moves delays into [0, ``longest``]; the derivative is 1 there, both ends included, and 0 outside."""
+    return jnp.where((delay >= 0) & (delay <= longest), delay, lax.stop_gradient(jnp.clip(delay, 0, longest)))
+
+
 class Taps(NamedTuple):
     """The steps that delays read, the coefficient of each, and which delays are in range."""
 
@@ -60,7 +65,7 @@ def taps(delay: Float[Array, "..."], reading: Reading) -> Taps:
         ValueError: for the modes that weigh all steps: they are :func:`kernel`'s only.
     """
     delay = delay.astype(jnp.promote_types(delay.dtype, jnp.float32))
-    bounded = jnp.clip(delay, 0, reading.max_delay)
+    bounded = within(delay, reading.max_delay)
     inside = jnp.ones(delay.shape, bool)
     if reading.overbound is not None:
         inside = jnp.abs(delay - bounded) <= reading.tolerance
@@ -71,7 +76,8 @@ def taps(delay: Float[Array, "..."], reading: Reading) -> Taps:
     shift = bounded / step_time
     whole = jnp.round(shift)
     missed = jnp.abs(jnp.maximum(step_time * whole, 0) - bounded)
-    shift = jnp.where(missed <= reading.tolerance, whole, shift)
+    # the value of a step, and the derivative of the delay
+    shift = shift + lax.stop_gradient(jnp.where(missed <= reading.tolerance, whole - shift, 0.0))
     # Counted from the step to come, as the original does: near a whole number the sum's rounding decides.
     older, newer = (edge(1 + lax.stop_gradient(shift)).astype(jnp.int32) - 1 for edge in (jnp.ceil, jnp.floor))
     exact = older == newer
@@ -88,12 +94,12 @@ def taps(delay: Float[Array, "..."], reading: Reading) -> Taps:
         case "expdecay":
             return one(older, jnp.exp(-since / reading.time_constant))
         case "linear":
-            # At a whole step the slope is that towards the older one.
-            step = jnp.floor(lax.stop_gradient(shift))
-            part = jnp.where(inside, shift - step, 0.0)
+            # At a whole step the slope is that towards the older one; at the last, which has none, towards the newer.
             last = length(reading.max_delay, reading.step_time) - 1
-            steps = (step.astype(jnp.int32), jnp.minimum(step.astype(jnp.int32) + 1, last))
-            return Taps(steps, (jnp.where(inside, 1 - part, 0.0), part), inside)
+            step = jnp.minimum(jnp.floor(lax.stop_gradient(shift)), last - 1)
+            part = jnp.where(inside, shift - step, 0.0)
+            steps = (step.astype(jnp.int32), step.astype(jnp.int32) + 1)
+            return Taps(steps, (jnp.where(inside, 1 - (shift - step), 0.0), part), inside)
     raise ValueError(f"{reading.mode} weighs every step of the past, not one or two")
 
 
@@ -113,7 +119,7 @@ def kernel(delay: Float[Array, "..."], reading: Reading) -> Float[Array, "r ..."
         found = taps(delay, reading)
         pairs = zip(found.steps, found.coefficients, strict=True)
         return sum(jax.nn.one_hot(step, r, axis=0) * coefficient for step, coefficient in pairs)
-    bounded = jnp.clip(delay, 0, reading.max_delay)
+    bounded = within(delay, reading.max_delay)
     distance = jnp.expand_dims(jnp.arange(r), tuple(range(1, delay.ndim + 1))) - bounded / reading.step_time
     if reading.mode == "gaussian":
         window = jax.nn.softmax(-0.5 * (distance / reading.width) ** 2, axis=0)

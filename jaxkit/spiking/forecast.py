@@ -32,7 +32,8 @@ def costs(connection: Connection, batch: int) -> dict[str, Cost]:
     names = [name for name in get_args(Execution) if name != "auto"]
     if connection.relaxed_delay is not None or connection.synapse.terms(connection.step_time)[0].mode in WINDOWS:
         names.remove("gather")
-    return {name: _cost(connection.clone(execution=name), batch) for name in names}
+    steps = {name: connection.delay_steps if name in ("grouped", "convolution") else None for name in names}
+    return {name: _cost(connection.clone(execution=name, delay_steps=steps[name]), batch) for name in names}
 
 
 def _cost(connection: Connection, batch: int) -> Cost:

@@ -52,6 +52,9 @@ class Layer(nn.Module):
     def initialize_carry(self, batch: int) -> LayerCarry:
         """Makes the state at rest, in which nothing was sent yet."""
         parts = self.parts()
+        step_times = {name: part.step_time for kind in parts for name, part in kind.items()}
+        if len(set(step_times.values())) > 1:
+            raise ValueError(f"the parts of a layer take steps of one length, not {step_times} ms")
         return LayerCarry(*({name: part.initialize_carry(batch) for name, part in kind.items()} for kind in parts))
 
     @nn.nowrap
@@ -68,9 +71,11 @@ class Layer(nn.Module):
         """The parameters of a bound layer, as :meth:`plan` takes them."""
         return {name: part.parameters() for name, part in self.parts()[0].items()}
 
-    def __call__(self, carry: LayerCarry, *inputs: PyTree, adapt: bool = True) -> tuple[LayerCarry, PyTree]:
-        """Takes a step, from spikes to spikes. ``adapt``: whether adaptations move."""
-        step = self.step(self.plan(self.parameters()), carry, *inputs, adapt=adapt)
+    def __call__(
+        self, carry: LayerCarry, *inputs: PyTree, adapt: bool = True, window: float | Float[Array, ""] = 1.0
+    ) -> tuple[LayerCarry, PyTree]:
+        """Takes a step, from spikes to spikes. ``adapt``: whether adaptations move; ``window``: as of a connection."""
+        step = self.step(self.plan(self.parameters(), window), carry, *inputs, adapt=adapt)
         return step.carry, step.spikes
 
     def sequence(
@@ -162,6 +167,8 @@ class Biclique(Layer):
 
     @nn.nowrap
     def step(self, plans, carry, inputs, adapt=True):
+        if set(inputs) != set(self.connections):
+            raise ValueError(f"inputs of {sorted(inputs)} for connections {sorted(self.connections)}")
         sent, currents = {}, {}
         for name, part in self.parts()[0].items():
             sent[name], currents[name] = part.step(

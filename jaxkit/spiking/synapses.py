@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from jaxkit.spiking.delays import Interpolation
+from jaxkit.spiking.delays import INTERPOLATIONS, Interpolation
 
 
 class Term(NamedTuple):
@@ -79,10 +79,12 @@ def binary(spikes: Shaped[Array, "*n"]) -> Shaped[Array, "*n"]:
     return spikes + lax.stop_gradient((spikes != 0).astype(spikes.dtype) - spikes)
 
 
-def _check_mode(mode: str, name: str) -> None:
-    """Spikes and instantaneous currents do not decay between steps."""
-    if mode == "expdecay":
-        raise ValueError(f"{name} is 'expdecay', which is how exponential currents are read; choose another")
+INSTANTANEOUS = tuple(mode for mode in INTERPOLATIONS if mode != "expdecay")
+
+
+def _check_mode(name: str, mode: str, modes: tuple[str, ...] = ("previous", "nearest")) -> None:
+    if mode not in modes:
+        raise ValueError(f"{name} is {mode!r}; it can be {', '.join(modes)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ class DeltaCurrent(Synapse):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_mode(self.interp_mode, "interp_mode")
+        _check_mode("interp_mode", self.interp_mode, INSTANTANEOUS)
 
     @property
     def spike_interpolation(self) -> Interpolation:
@@ -120,7 +122,7 @@ class DeltaPlusCurrent(Synapse):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_mode(self.interp_mode, "interp_mode")
+        _check_mode("interp_mode", self.interp_mode, INSTANTANEOUS)
 
     @property
     def spike_interpolation(self) -> Interpolation:
@@ -152,6 +154,7 @@ class SingleExponentialCurrent(Synapse):
         super().__post_init__()
         if self.time_constant <= 0:
             raise ValueError(f"time_constant is {self.time_constant} ms; it must be positive")
+        _check_mode("spike_interp_mode", self.spike_interp_mode)
 
     def terms(self, step_time):
         return (Term("current", 1.0, "expdecay", self.time_constant),)
@@ -181,6 +184,7 @@ class DoubleExponentialCurrent(Synapse):
         super().__post_init__()
         if not 0 < self.tc_rise < self.tc_decay:
             raise ValueError(f"tc_rise {self.tc_rise} ms and tc_decay {self.tc_decay} ms: 0 < tc_rise < tc_decay")
+        _check_mode("spike_interp_mode", self.spike_interp_mode)
 
     def terms(self, step_time):
         return (

@@ -28,7 +28,8 @@ def make(config: Spiking, context: Context) -> Task:
     encode = encoder(config.encoding, config.network.step_time)
     delay = config.network.delay
     trained = network(config, context, delay)
-    tested = trained if delay is None or delay.window is None else trained.clone(interpolation="nearest")
+    rounds = delay is not None and delay.window is not None and not delay.straight_through
+    tested = trained.clone(interpolation="nearest") if rounds else trained
 
     def init(key, batch):
         collections = dict(jax.jit(trained.init)(key, encode(key, batch["image"])))

@@ -1,5 +1,7 @@
 """Connections: what arrives when, whichever way it is computed."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxkit.errors import ShapeError
 from jaxkit.spiking.connections import Conv2D, LinearDense, LinearDirect, LinearLateral
+from jaxkit.spiking.connections.options import check_options
 from jaxkit.spiking.synapses import (
     DeltaCurrent,
     DeltaPlusCurrent,
@@ -244,6 +248,62 @@ def test_the_gradient_by_a_delay_is_the_slope_of_the_interpolation():
     assert jax.grad(arrived)(jnp.float32(2.25), 4) == 2.0
 
 
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("out_of_range", ["silent", "clamp", "project"])
+def test_a_delay_of_whole_steps_has_a_slope_too_and_so_have_the_ends_of_the_range(execution, out_of_range):
+    synapse = DeltaCurrent(spike_charge=1.0, interp_mode="linear")
+    options = {"delay": 3.0, "execution": execution, "out_of_range": out_of_range}
+    connection = LinearDense(1, 1, 1.0, synapse=synapse, **options)
+    x = jnp.zeros((8, 1, 1)).at[0].set(1.0)
+    weighted = 2.0 ** jnp.arange(8)[:, None, None]
+
+    def value(delay):
+        return (weighted * outputs(connection, {"weight": jnp.ones((1, 1)), "delay": delay[None, None]}, x)).sum()
+
+    # towards the older step 2^(k+1) - 2^k; at the longest delay, from the newer one
+    slopes = [jax.grad(value)(jnp.float32(delay)) for delay in (0.0, 1.0, 2.0, 3.0)]
+    np.testing.assert_allclose(slopes, [1.0, 2.0, 4.0, 4.0], rtol=1e-6)
+    assert jax.grad(value)(jnp.float32(3.5)) == jax.grad(value)(jnp.float32(-0.5)) == 0
+
+
+def test_a_window_has_its_whole_slope_at_the_ends_of_the_range():
+    synapse = DeltaCurrent(spike_charge=1.0, interp_mode="gaussian")
+    x = jnp.zeros((8, 1, 1)).at[0].set(1.0)
+    weighted = 2.0 ** jnp.arange(8)[:, None, None]
+    for out_of_range in ("silent", "clamp", "project"):
+        connection = LinearDense(1, 1, 1.0, synapse=synapse, delay=4.0, out_of_range=out_of_range)
+
+        def value(delay, connection=connection):
+            return (weighted * outputs(connection, {"weight": jnp.ones((1, 1)), "delay": delay[None, None]}, x)).sum()
+
+        for end, near in ((0.0, 1e-3), (4.0, 4.0 - 1e-3)):
+            # a thousandth of a step apart
+            np.testing.assert_allclose(jax.grad(value)(jnp.float32(end)), jax.grad(value)(jnp.float32(near)), rtol=1e-2)
+
+
+def test_auto_takes_whole_sequences_at_once_with_the_same_carry_and_outcome():
+    connection, params, x = drawn(5, "dense", "linear", "synapse", "auto")
+    stepwise, _, _ = drawn(5, "dense", "linear", "synapse", "future")
+    x = jnp.concatenate([x, x, x])
+    assert connection.executed == "future"
+    first, y = run(connection, params, x)
+    other, expected = run(stepwise, params, x)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), first, other)
+    _, again = run(connection, params, x, carry=other)
+    _, expected = run(stepwise, params, x, carry=first)
+    np.testing.assert_allclose(again, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_slow_currents_decay_in_bfloat16_too():
+    synapse = SingleExponentialCurrent(spike_charge=1000.0, time_constant=1000.0)
+    connection = LinearDense(1, 1, 1.0, synapse=synapse, dtype=jnp.bfloat16)
+    x = jnp.zeros((2000, 1, 1), jnp.bfloat16).at[0].set(1)
+    _, y = run(connection, {"weight": jnp.ones((1, 1))}, x)
+    # exp(-1.999), with the 8 bits of a bfloat16
+    np.testing.assert_allclose(float(y[-1, 0, 0]), np.exp(-1.999), rtol=2**-7)
+
+
 def test_a_straight_through_delay_reads_as_the_original_and_moves_as_its_relaxation():
     options = {"delay": 4.0, "execution": "grouped"}
     synapse, soft = (DeltaCurrent(spike_charge=1.0, interp_mode=mode) for mode in ("previous", "linear"))
@@ -347,7 +407,10 @@ def test_a_carry_can_be_vmapped_over_seeds_of_parameters():
     [
         (lambda: DeltaCurrent(spike_charge=0.0), "spike_charge is 0"),
         (lambda: DeltaCurrent(spike_charge=1.0, interp_tol=-1.0), "interp_tol is -1.0 ms"),
-        (lambda: DeltaCurrent(spike_charge=1.0, interp_mode="expdecay"), "how exponential currents are read"),
+        (
+            lambda: DeltaCurrent(spike_charge=1.0, interp_mode="expdecay"),
+            "interp_mode is .expdecay.; it can be previous, nearest",
+        ),
         (lambda: SingleExponentialCurrent(spike_charge=1.0, time_constant=0.0), "must be positive"),
         (lambda: DoubleExponentialCurrent(spike_charge=1.0, tc_decay=1.0, tc_rise=2.0), "0 < tc_rise < tc_decay"),
     ],
@@ -370,3 +433,44 @@ def test_inputs_that_do_not_fit_are_refused():
         gather.initialize_carry(1)
     with pytest.raises(ValueError, match=r"name some of 0 to 2"):
         LinearDense(2, 2, 1.0, synapse=DeltaCurrent(spike_charge=1.0), delay=2.0, delay_steps=(5,)).ago  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"execution": "futre"}, "execution is 'futre'; it can be 'auto', 'gather'"),
+        ({"out_of_range": "clip"}, "out_of_range is 'clip'"),
+        ({"delay_per": "synapses"}, "delay_per is 'synapses'"),
+        ({"relaxed_delay": "lin"}, "relaxed_delay is 'lin'"),
+        ({"synapse": DeltaCurrent}, "give a synapse"),
+        ({"delay": -1.0}, "the longest, is -1.0 ms"),
+        ({"delay": float("nan")}, "the longest, is nan ms"),
+        ({"step_time": 0.0}, "step_time is 0.0 ms"),
+        ({"execution": "gather", "delay_steps": (0, 1)}, "delay_steps are for"),
+    ],
+)
+def test_a_connection_that_makes_no_sense_is_refused(options, message):
+    made = LinearDense(2, 2, 1.0, synapse=DeltaCurrent(spike_charge=1.0), delay=2.0)
+    # not a connection, whose types are checked in tests before its values
+    told = SimpleNamespace(**{name: getattr(made, name) for name in made.__dataclass_fields__} | options)
+    with pytest.raises(ValueError, match=message):
+        check_options(told)
+
+
+@pytest.mark.parametrize(("made", "used"), [("future", "gather"), ("gather", "future"), ("grouped", "future")])
+def test_a_carry_of_another_execution_is_refused(made, used):
+    def connection(execution):
+        return LinearDense(2, 2, 1.0, synapse=DeltaCurrent(spike_charge=1.0), delay=2.0, execution=execution)
+
+    params = {"weight": WEIGHT, "delay": DELAY}
+    with pytest.raises(ShapeError, match="the carry is not one of execution"):
+        connection(used).apply({"params": params}, connection(made).initialize_carry(1), jnp.ones((1, 2)))
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_a_batch_of_another_size_than_the_carrys_is_refused(execution):
+    connection = LinearDense(2, 2, 1.0, synapse=DeltaCurrent(spike_charge=1.0), delay=2.0, execution=execution)
+    with pytest.raises(ShapeError, match="for a carry of 2 samples"):
+        connection.apply(
+            {"params": {"weight": WEIGHT, "delay": DELAY}}, connection.initialize_carry(2), jnp.ones((1, 2))
+        )

@@ -9,13 +9,15 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxkit.spiking.connections.executions import at_arrival, at_departure, at_once, elements_at
+from jaxkit.spiking.connections.options import Execution, check_carry, check_options
 from jaxkit.spiking.connections.plan import Plan, planned
 from jaxkit.spiking.connections.receptive import Carry, Receptive
 from jaxkit.spiking.delays import WINDOWS, Interpolation
 from jaxkit.spiking.history import History, in_order, latest, length, push
 from jaxkit.spiking.synapses import Synapse
 
-Execution = Literal["auto", "gather", "grouped", "future", "convolution"]
+# Steps from which `auto` takes all of a sequence at once.
+WHOLE = 8
 
 
 class Connection(Receptive, kw_only=True):
@@ -45,7 +47,7 @@ class Connection(Receptive, kw_only=True):
         dtype: of currents and products; parameters are float32.
 
     Raises:
-        ValueError: for options that contradict each other, when first used.
+        ValueError: for options that are unknown or contradict each other.
     """
 
     synapse: Synapse
@@ -61,6 +63,10 @@ class Connection(Receptive, kw_only=True):
     bias_init: Callable = nn.initializers.uniform(1.0)
     delay_init: Callable = nn.initializers.zeros
     dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        check_options(self)
+        super().__post_init__()
 
     def setup(self):
         self.weight_ = self.param("weight", self.weight_init, self.weight_shape, jnp.float32)
@@ -84,8 +90,11 @@ class Connection(Receptive, kw_only=True):
     ) -> tuple[Carry, Float[Array, "t b ..."]]:
         """Takes as many steps as the inputs have, with the same outcome as one by one."""
         plan = self.plan(self.parameters(), window)
+        check_carry(self, carry, *(x[0] for x in inputs))
         if self.executed == "convolution":
             return self._all_steps(plan, carry, inputs)
+        if self.delayed and self.executed == "future" and self.execution == "auto" and len(inputs[0]) >= WHOLE:
+            return self._all_sent(plan, carry, inputs)
         return lax.scan(lambda carry, x: self.step(plan, carry, *x), carry, inputs)
 
     def parameters(self) -> dict[str, Array]:
@@ -112,8 +121,9 @@ class Connection(Receptive, kw_only=True):
         """The execution that is used, where ``auto`` chooses.
 
         Without delays there is nothing to choose: ``gather``. ``plastic`` connections gather, and so do those whose
-        delays come before the weights: they read one number an input. All else is ``future``; the figures are in
-        docs/spiking.md.
+        delays come before the weights: they read one number an input. Those with ``delay_steps`` are ``grouped``. All
+        else is ``future``, of which :meth:`sequence` takes 8 steps or more at once, as a ``convolution``
+        of the same outcome. The figures behind it are in docs/benchmarks.md.
 
         Raises:
             ValueError: for ``gather`` of an interpolation that weighs all steps.
@@ -129,7 +139,7 @@ class Connection(Receptive, kw_only=True):
             return self.execution
         if self.plastic or self._before:
             return "grouped" if windowed else "gather"
-        return "future"
+        return "future" if self.delay_steps is None else "grouped"
 
     @property
     def _before(self) -> bool:
@@ -144,6 +154,11 @@ class Connection(Receptive, kw_only=True):
             raise ValueError(f"delay_steps {self.delay_steps}: name some of 0 to {self.record - 1}")
         return tuple(sorted(set(steps)))
 
+    @property
+    def _state_dtype(self) -> Any:
+        """Of what is carried on: in bfloat16 slow currents would not decay."""
+        return jnp.promote_types(self.dtype, jnp.float32)
+
     @nn.nowrap
     def initialize_carry(self, batch: int) -> Carry:
         """Makes the state in which nothing was sent yet."""
@@ -151,11 +166,11 @@ class Connection(Receptive, kw_only=True):
         r = 1 if future else self.record
         graded = [term.ring for term in self.synapse.terms(self.step_time)]
         rings = {
-            name: jnp.zeros((r, batch, *self.synapse_shape), self.dtype if name in graded else bool)
+            name: jnp.zeros((r, batch, *self.synapse_shape), self._state_dtype if name in graded else bool)
             for name in self.synapse.quantities
         }
         shape = self.synapse_shape if self._before else self.product_shape
-        arrivals = jnp.zeros((self.record - 1, batch, *shape), self.dtype) if future else None
+        arrivals = jnp.zeros((self.record - 1, batch, *shape), self._state_dtype) if future else None
         return Carry(History(rings, jnp.int32(r - 1)), arrivals)
 
     @nn.nowrap
@@ -166,15 +181,16 @@ class Connection(Receptive, kw_only=True):
     @nn.nowrap
     def step(self, plan: Plan, carry: Carry, *inputs: Shaped[Array, "b ..."]) -> tuple[Carry, Float[Array, "b ..."]]:
         """Takes a step as a call does."""
-        values = self.synapse.step(latest(carry.history), self._synaptic(inputs, self.inshape), self.step_time)
+        check_carry(self, carry, *inputs)
+        values = self.synapse.step(latest(carry.history), self._synaptic(inputs), self.step_time)
         history, arrivals = push(carry.history, values), carry.arrivals
         if not self.delayed:
             y = self.product(self._current(values), plan.weight)
         elif self.executed == "gather":
             y = self._gathered(plan, history)
         elif self.executed == "future":
-            sent = self.summed(plan, lambda name: values[name].astype(self.dtype), at_departure)
-            queue = jnp.concatenate([arrivals, jnp.zeros_like(sent[:1])]) + sent
+            sent = self.summed(plan, values.__getitem__, at_departure)
+            queue = jnp.concatenate([arrivals, jnp.zeros_like(arrivals[:1])]) + sent
             y, arrivals = self._weighted(plan, queue[0]), queue[1:]
         else:
             ago = jnp.asarray(self.ago)
@@ -193,13 +209,7 @@ class Connection(Receptive, kw_only=True):
 
     def _all_steps(self, plan: Plan, carry: Carry, inputs: tuple[Array, ...]) -> tuple[Carry, Float[Array, "t b ..."]]:
         """The execution ``convolution``."""
-
-        def react(past, x):
-            values = self.synapse.step(past, self._synaptic(x, self.inshape), self.step_time)
-            values = {name: value.astype(past[name].dtype) for name, value in values.items()}
-            return values, values
-
-        _, values = lax.scan(react, latest(carry.history), inputs)
+        values = self._reactions(carry, inputs)
         # oldest first
         known = {name: in_order(carry.history, name)[::-1] for name in values}
         known = {name: jnp.concatenate([ring, values[name]]) for name, ring in known.items()}
@@ -209,10 +219,35 @@ class Connection(Receptive, kw_only=True):
         def convolved(past, kernel, weigh):
             return at_once(past[start:], kernel, weigh, self.ago)
 
-        arrived = self.summed(plan, known.__getitem__, convolved)
+        return Carry(history), self._outputs(plan, self.summed(plan, known.__getitem__, convolved))
+
+    def _all_sent(self, plan: Plan, carry: Carry, inputs: tuple[Array, ...]) -> tuple[Carry, Float[Array, "t b ..."]]:
+        """The execution ``future`` for many steps at once, and for those after them, in which nothing more is sent."""
+        values, t = self._reactions(carry, inputs), len(inputs[0])
+
+        def convolved(past, kernel, weigh):
+            silence = jnp.zeros((self.record - 1, *past.shape[1:]), past.dtype)
+            return at_once(jnp.concatenate([silence, past, silence]), kernel, weigh, tuple(range(self.record)))
+
+        arrived = self.summed(plan, values.__getitem__, convolved).astype(self._state_dtype)
+        arrived = arrived.at[: self.record - 1].add(carry.arrivals)
+        history = History({name: past[-1:] for name, past in values.items()}, jnp.int32(0))
+        return Carry(history, arrived[t:]), self._outputs(plan, arrived[:t])
+
+    def _reactions(self, carry: Carry, inputs: tuple[Array, ...]) -> dict[str, Shaped[Array, "t b ..."]]:
+        """The synapse's quantities over many steps."""
+
+        def react(past, x):
+            values = self.synapse.step(past, self._synaptic(x), self.step_time)
+            values = {name: value.astype(past[name].dtype) for name, value in values.items()}
+            return values, values
+
+        return lax.scan(react, latest(carry.history), inputs)[1]
+
+    def _outputs(self, plan: Plan, arrived: Float[Array, "t b ..."]) -> Float[Array, "t b ..."]:
         t, b = arrived.shape[:2]
         y = self._output(plan, self._weighted(plan, arrived.reshape(t * b, *arrived.shape[2:])))
-        return Carry(history), y.reshape(t, b, *y.shape[1:])
+        return y.reshape(t, b, *y.shape[1:])
 
     def _current(self, values: dict[str, Array]) -> Float[Array, "b ..."]:
         return sum(term.factor * values[term.ring].astype(self.dtype) for term in self.synapse.terms(self.step_time))
@@ -226,10 +261,10 @@ class Connection(Receptive, kw_only=True):
             weigh = lambda current, part: current * self.over_inputs(part)  # noqa: E731
         elif self.delay_per == "output":
             weigh = lambda current, part: self.product(current, plan.weight) * self.over_outputs(part)  # noqa: E731
-        return sum(execution(term.factor * past(term.ring), kernel, weigh) for term, kernel in pairs)
+        return sum(execution(term.factor * past(term.ring).astype(self.dtype), kernel, weigh) for term, kernel in pairs)
 
     def _weighted(self, plan: Plan, arrived: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
-        return self.product(arrived, plan.weight) if self._before else arrived
+        return self.product(arrived.astype(self.dtype), plan.weight) if self._before else arrived
 
     def _gathered(self, plan: Plan, history: History) -> Float[Array, "b ..."]:
         terms = self.synapse.terms(self.step_time)
@@ -240,12 +275,7 @@ class Connection(Receptive, kw_only=True):
             return self.product(sum(read), plan.weight)
         return self.contract(sum(self._read(ring, history.newest, found) for ring, found in pairs), plan.weight)
 
-    def _synaptic(self, inputs: tuple[Array, ...], shape: tuple[int, ...]) -> tuple[Array, ...]:
-        for x in inputs:
-            if x.shape[1:] != shape:
-                raise ValueError(f"input {x.shape} is not [b, {', '.join(map(str, shape))}]")
-        if len(inputs) > 1 and not self.synapse.injectable:
-            raise ValueError(f"{type(self.synapse).__name__} takes spikes alone; DeltaPlusCurrent takes currents too")
+    def _synaptic(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         return tuple(x.reshape(len(x), *self.synapse_shape) for x in inputs)
 
     def _output(self, plan: Plan, y: Float[Array, "b ..."]) -> Float[Array, "b ..."]:

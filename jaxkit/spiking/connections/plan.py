@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxkit.spiking.delays import Reading, Taps, kernel, taps
+from jaxkit.spiking.delays import Reading, Taps, kernel, taps, within
 from jaxkit.spiking.synapses import Term
 
 
@@ -39,7 +39,7 @@ def planned(connection, params: PyTree, window: float | Float[Array, ""] = 1.0) 
     if not connection.delayed:
         return Plan(weight, bias, delay)
     if connection.out_of_range != "silent":
-        delay = jnp.clip(delay, 0, connection.delay)
+        delay = within(delay, connection.delay)
 
     readings = [current_reading(connection, term, window) for term in connection.synapse.terms(connection.step_time)]
     constant = _beyond(connection, weight, delay, readings[0])

@@ -26,7 +26,7 @@ class Receptive(nn.Module):
     @nn.nowrap
     def selector(self, plan: Plan, batch: int) -> Float[Array, "b ..."] | None:
         """The delays, ms, laid out as :meth:`syncurrent` is; None without delays."""
-        if self.delay is None:
+        if not self.delayed:
             return None
         delay = self.like_selector(self.over_weights(plan.delay))
         return jnp.broadcast_to(delay, (batch, *delay.shape))

@@ -163,3 +163,5 @@ def require_parameter(rule: Rule, connection: Connection, param: str) -> None:
     """
     if (param == "delay" and connection.delay is None) or (param == "bias" and not connection.bias):
         raise ValueError(f"{type(rule).__name__} needs a {param}; this {type(connection).__name__} has none")
+    if param == "delay" and not connection.delayed:
+        raise ValueError(f"{type(rule).__name__} moves delays, and the longest delay is 0: nothing would be delayed")
