@@ -5,6 +5,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,9 +16,9 @@ from jax import lax
 
 from jaxkit.errors import ConfigError
 from jaxkit.spiking.connections import LinearDense, LinearDirect, LinearLateral
-from jaxkit.spiking.layers import RecurrentSerial
 from jaxkit.spiking.neurons import ALIF, LIF
 from jaxkit.spiking.plasticity import STDP, Normalization, Updater
+from jaxkit.spiking.plasticity.bounds import bound_multiplicative
 from jaxkit.spiking.synapses import DeltaCurrent
 
 EXECUTIONS = ("gather", "grouped", "future", "convolution")
@@ -65,7 +66,7 @@ def delayed(batch: int = 32, inputs: int = 256, outputs: int = 256, steps: int =
         program, *_ = backward
         memory = program.memory_analysis().temp_size_in_bytes / MIB
         yield f"{execution} forward and backward", milliseconds(*backward, repeats=2) / time_steps, "ms a step"
-        yield f"{execution} forward and backward", memory, "MiB"
+        yield f"{execution} memory of the gradient", memory, "MiB"
         gathered = gathered or memory
         yield f"memory, gather / {execution}", gathered / memory, "times"
 
@@ -84,7 +85,7 @@ def undelayed(batch: int = 32, size: int = 256, time_steps: int = 500) -> Figure
 
 
 def plasticity(batch: int = 20, size: int = 784, neurons: int = 100, time_steps: int = 250) -> Figures:
-    """The quickstart of inferno: pixels, excitatory and inhibitory neurons, STDP with normalised weights at every step."""
+    """The quickstart of inferno: pixels, neurons that hold each other back, bounded STDP, weights normalised."""
     spikes = (np.random.default_rng(0).random((time_steps, batch, size)) < 0.02).astype(np.float32)
     theirs = inferno_stdp(spikes[:20], neurons)
     yield "inferno", theirs, "ms a step"
@@ -152,34 +153,34 @@ def compiled(
 
 def quickstart(spikes: jax.Array, neurons: int):
     """Compiles the STDP network over a sequence of spikes."""
-    size, (_, batch, inputs) = neurons, spikes.shape
-    synapse = DeltaCurrent(spike_charge=25.0)
-    layer = RecurrentSerial(
-        LinearDense(inputs, size, 1.0, synapse=synapse, plastic=True),
-        LinearDirect(size, 1.0, synapse=synapse),
-        LinearLateral(size, 1.0, synapse=synapse),
-        ALIF(size, 1.0, **EXCITATORY),
-        LIF(size, 1.0, **INHIBITORY),
-    )
-    params = layer.init(jax.random.key(0), layer.initialize_carry(batch), spikes[0])["params"]
-    rule, updater = STDP(**RATES), Updater()
-    normalize = Normalization(order=1, scale=78.4, dim=1)
-    learns = layer.feedfwd_connection
+    _, batch, inputs = spikes.shape
+    learns = LinearDense(inputs, neurons, 1.0, synapse=DeltaCurrent(spike_charge=100.0), plastic=True)
+    inhibit = LinearLateral(neurons, 1.0, synapse=DeltaCurrent(spike_charge=100.0))
+    trigger = LinearDirect(neurons, 1.0, synapse=DeltaCurrent(spike_charge=75.0))
+    excitatory, inhibitory = ALIF(neurons, 1.0, **EXCITATORY), LIF(neurons, 1.0, **INHIBITORY)
+    parts = (learns, trigger, inhibit, excitatory, inhibitory)
+    rule, normalize = STDP(**RATES), Normalization(order=1, scale=78.4, dim=1)
+    updater = Updater(weight=partial(bound_multiplicative, max=1.0, min=0.0))
+    plans = [part.plan({"weight": jnp.full(part.weight_shape, w)}) for part, w in ((trigger, 22.5), (inhibit, -180.0))]
 
-    def run(params, carry, traces, spikes):
-        plans = layer.plan(params)
-
+    def run(params, carries, traces, spikes):
         def step(state, x):
-            weights, carry, traces = state
-            plan = learns.plan(weights)
-            moved = layer.step(plans | {"feedfwd_connection": plan}, carry, x)
-            sent = moved.carry.connections["feedfwd_connection"]
-            traces, updates = rule(traces, learns, plan, sent, moved.spikes["feedfwd"])
-            return (normalize(updater(weights, updates)), moved.carry, traces), moved.spikes["feedfwd"]
+            params, (sent, triggered, inhibited, exc, inh), traces = state
+            plan = learns.plan(params)
+            sent, current = learns.step(plan, sent, x)
+            exc, fired = excitatory(exc, current)
+            triggered, current = trigger.step(plans[0], triggered, fired)
+            inh, held = inhibitory(inh, current)
+            inhibited, current = inhibit.step(plans[1], inhibited, held)
+            exc, _ = excitatory(exc, current)
+            traces, updates = rule(traces, learns, plan, sent, fired)
+            params = normalize(updater(params, updates))
+            return (params, (sent, triggered, inhibited, exc, inh), traces), fired
 
-        return lax.scan(step, (params["feedfwd_connection"], carry, traces), spikes)
+        return lax.scan(step, (params, carries, traces), spikes)
 
-    state = (params, layer.initialize_carry(batch), rule.initialize_carry(learns, batch))
+    params = {"weight": jax.random.uniform(jax.random.key(0), (neurons, inputs), maxval=0.3)}
+    state = (params, tuple(part.initialize_carry(batch) for part in parts), rule.initialize_carry(learns, batch))
     return jax.jit(run).lower(*state, spikes).compile(), *state, spikes
 
 
@@ -203,30 +204,35 @@ RATES = {"lr_post": 5e-4, "lr_pre": -5e-6, "tc_post": 20.0, "tc_pre": 20.0}
 
 
 def inferno_stdp(spikes: np.ndarray, neurons: int) -> float:
-    """Milliseconds that inferno takes for a step of the same network."""
-    neural, learn = _inferno()
+    """Milliseconds that inferno takes for a step of the same network, put together as in its quickstart."""
+    neural, learn, functional = _inferno()
     _, batch, inputs = spikes.shape
-    synapse, shared = neural.DeltaCurrent.partialconstructor(25.0), {"batch_size": batch}
-    layer = neural.RecurrentSerial(
-        neural.LinearDense(inputs, neurons, 1.0, synapse=synapse, **shared),
-        neural.LinearDirect(neurons, 1.0, synapse=synapse, **shared),
-        neural.LinearLateral(neurons, 1.0, synapse=synapse, **shared),
+    shared = {"batch_size": batch}
+    delta = neural.DeltaCurrent.partialconstructor
+    connection = neural.LinearDense(inputs, neurons, 1.0, synapse=delta(100.0), weight_init=lambda x: 0.3 * x, **shared)
+    lateral = neural.LinearLateral(
+        neurons, 1.0, synapse=delta(100.0), weight_init=lambda x: torch.full_like(x, -180.0), **shared
+    )
+    direct = neural.LinearDirect(
+        neurons, 1.0, synapse=delta(75.0), weight_init=lambda x: torch.full_like(x, 22.5), **shared
+    )
+    excitatory, inhibitory = (
         neural.ALIF(neurons, 1.0, **EXCITATORY, **shared),
         neural.LIF(neurons, 1.0, **INHIBITORY, **shared),
-        # the original hands the transformed spikes on as a tuple
-        lateral_in_transform=lambda x: (x,),
-        feedback_in_transform=lambda x: (x,),
     )
-    connection = layer.feedfwd_connection
+    feedfwd, inhibit = neural.Serial(connection, excitatory), neural.Serial(lateral, excitatory)
+    trigger = neural.Serial(direct, inhibitory)
     connection.updater = connection.defaultupdater()
+    connection.updater.weight.upperbound(functional.bound_upper_multiplicative, 1.0)
+    connection.updater.weight.lowerbound(functional.bound_lower_multiplicative, 0.0)
     trainer = learn.STDP(**RATES)
-    trainer.register_cell("feedfwd", layer.feedfwd_cell)
+    trainer.register_cell("feedfwd", feedfwd.cell)
     normalize = neural.Normalization(connection, "weight", order=1, scale=78.4, dim=-1)
     frames = [torch.from_numpy(frame) for frame in spikes]
 
     def steps():
         for frame in frames:
-            layer(frame)
+            inhibit(trigger(feedfwd(frame)))
             trainer()
             connection.update()
             normalize()
@@ -237,7 +243,7 @@ def inferno_stdp(spikes: np.ndarray, neurons: int) -> float:
 
 def inferno_dense(batch: int, inputs: int, outputs: int, steps: int, time_steps: int = 5) -> float:
     """Milliseconds that inferno takes for a forward step of a delayed dense connection."""
-    neural, _ = _inferno()
+    neural, _, _ = _inferno()
     synapse = neural.DeltaCurrent.partialconstructor(1.0)
     connection = neural.LinearDense(inputs, outputs, 1.0, synapse=synapse, delay=float(steps), batch_size=batch)
     connection.delay = torch.rand(outputs, inputs) * steps
@@ -250,10 +256,10 @@ def _inferno():
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from inferno import learn, neural
+            from inferno import functional, learn, neural
     except ModuleNotFoundError:
         raise ConfigError("this suite measures inferno-ai too; pip install inferno-ai==0.0.5") from None
-    return neural, learn
+    return neural, learn, functional
 
 
 def milliseconds(program: Callable, *arguments, repeats: int = 5) -> float:
@@ -288,6 +294,9 @@ def draw_growth(figures: dict[str, float], path: Path) -> None:
             panel.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name, **style)
         labels = {"steps": "longest delay, steps", "neurons": "neurons before and behind", "batch": "batch"}
         panel.set(xscale="log", yscale="log", xlabel=labels[swept], ylabel="forward, ms a step")
+        values = [value for value, _ in next(iter(lines.values()))]
+        panel.set_xticks(values, labels=map(str, values))
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
     panel.legend()
     part = path.with_suffix(".part.png")

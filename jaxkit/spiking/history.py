@@ -25,6 +25,10 @@ def length(duration: float, step_time: float) -> int:
 def push(history: History, values: Mapping[str, Shaped[Array, "b ..."]]) -> History:
     """Writes one value of every ring over its oldest."""
     r = len(next(iter(history.rings.values())))
+    if r == 1:
+        return history._replace(
+            rings={name: values[name].astype(ring.dtype)[None] for name, ring in history.rings.items()}
+        )
     slot = (history.newest + 1) % r
     rings = {
         name: lax.dynamic_update_index_in_dim(ring, values[name].astype(ring.dtype), slot, 0)
@@ -35,6 +39,8 @@ def push(history: History, values: Mapping[str, Shaped[Array, "b ..."]]) -> Hist
 
 def latest(history: History) -> dict[str, Shaped[Array, "b ..."]]:
     """The values written last."""
+    if all(len(ring) == 1 for ring in history.rings.values()):
+        return {name: ring[0] for name, ring in history.rings.items()}
     return {name: lax.dynamic_index_in_dim(ring, history.newest, 0, False) for name, ring in history.rings.items()}
 
 

@@ -16,9 +16,6 @@ from jaxkit.spiking.delays import WINDOWS, Interpolation
 from jaxkit.spiking.history import History, in_order, latest, length, push
 from jaxkit.spiking.synapses import Synapse
 
-# Steps from which `auto` takes all of a sequence at once.
-WHOLE = 8
-
 
 class Connection(Receptive, kw_only=True):
     """Feeds spikes to synapses, and their currents through delays and weights.
@@ -93,7 +90,12 @@ class Connection(Receptive, kw_only=True):
         check_carry(self, carry, *(x[0] for x in inputs))
         if self.executed == "convolution":
             return self._all_steps(plan, carry, inputs)
-        if self.delayed and self.executed == "future" and self.execution == "auto" and len(inputs[0]) >= WHOLE:
+        if (
+            self.delayed
+            and self.execution == "auto"
+            and self.executed == "future"
+            and len(inputs[0]) >= 2 * self.record
+        ):
             return self._all_sent(plan, carry, inputs)
         return lax.scan(lambda carry, x: self.step(plan, carry, *x), carry, inputs)
 
@@ -122,8 +124,8 @@ class Connection(Receptive, kw_only=True):
 
         Without delays there is nothing to choose: ``gather``. ``plastic`` connections gather, and so do those whose
         delays come before the weights: they read one number an input. Those with ``delay_steps`` are ``grouped``. All
-        else is ``future``, of which :meth:`sequence` takes 8 steps or more at once, as a ``convolution``
-        of the same outcome. The figures behind it are in docs/benchmarks.md.
+        else is ``future``, of which :meth:`sequence` takes twice :attr:`record` steps or more at once, as a
+        ``convolution`` of the same outcome. The figures behind it are in docs/benchmarks.md.
 
         Raises:
             ValueError: for ``gather`` of an interpolation that weighs all steps.
