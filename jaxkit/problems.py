@@ -37,6 +37,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def no_mapping(path: str, value: Any, names: list[str]) -> str:
     """Shows the mapping to write in place of a value: by the one of ``names`` most like it, or by itself if any is."""
     near = difflib.get_close_matches(value, names, 1, 0.5) if isinstance(value, str) else []
+    if isinstance(value, str) and ":" in value:
+        # what is behind the colon is any name: tfds:<name>
+        near = [name for name in names if name.split(":")[0] == value.split(":")[0]] or near
     name = (near or names or [value])[0]
     return f"{path}: must be a mapping such as {{name: {name}}}, got {value!r}"
 

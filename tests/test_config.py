@@ -107,7 +107,11 @@ def test_an_option_of_another_optimizer_is_refused():
         ({"data": "digits"}, "data: must be a mapping such as {name: digits}, got 'digits'"),
         ({"data": "tfds:mnist"}, "data: must be a mapping such as {name: tfds:<name>}, got 'tfds:mnist'"),
         ({"optimizer": None}, "optimizer: must be a mapping such as {name: sgd}, got None"),
-        ({"data": {"batch_size": 2}}, "data.name: is missing; one of digits, image_folder, tfds:<name>, arrays"),
+        (
+            {"data": {"batch_size": 2}},
+            "data.name: is missing; one of digits, image_folder, tfds:<name>, arrays, lags, nmnist, dvs_gesture, "
+            "spoken_words",
+        ),
         ({"task": "clasify"}, "task: must be a mapping such as {name: classify}, got 'clasify'"),
         ({"task__model": "lenet"}, "task.model: must be a mapping such as {name: lenet}, got 'lenet'"),
         (

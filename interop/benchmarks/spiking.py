@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jax import lax
 
+from interop.benchmarks.growth import draw_growth
 from jaxkit.errors import ConfigError
 from jaxkit.spiking.connections import LinearDense, LinearDirect, LinearLateral
 from jaxkit.spiking.neurons import ALIF, LIF
@@ -22,7 +23,6 @@ from jaxkit.spiking.plasticity.bounds import bound_multiplicative
 from jaxkit.spiking.synapses import DeltaCurrent
 
 EXECUTIONS = ("gather", "grouped", "future", "convolution")
-MIB = 2**20
 
 
 def measure(out: Path | None, only: str | None = None) -> Iterator[str]:
@@ -64,7 +64,7 @@ def delayed(batch: int = 32, inputs: int = 256, outputs: int = 256, steps: int =
         yield f"{execution} forward", ms, "ms a step"
         yield f"{execution} forward, inferno / ours", theirs / ms, "times"
         program, *_ = backward
-        memory = program.memory_analysis().temp_size_in_bytes / MIB
+        memory = program.memory_analysis().temp_size_in_bytes / 2**20
         yield f"{execution} forward and backward", milliseconds(*backward, repeats=2) / time_steps, "ms a step"
         yield f"{execution} memory of the gradient", memory, "MiB"
         gathered = gathered or memory
@@ -206,10 +206,11 @@ RATES = {"lr_post": 5e-4, "lr_pre": -5e-6, "tc_post": 20.0, "tc_pre": 20.0}
 def inferno_stdp(spikes: np.ndarray, neurons: int) -> float:
     """Milliseconds that inferno takes for a step of the same network, put together as in its quickstart."""
     neural, learn, functional = _inferno()
-    _, batch, inputs = spikes.shape
-    shared = {"batch_size": batch}
+    shared = {"batch_size": spikes.shape[1]}
     delta = neural.DeltaCurrent.partialconstructor
-    connection = neural.LinearDense(inputs, neurons, 1.0, synapse=delta(100.0), weight_init=lambda x: 0.3 * x, **shared)
+    connection = neural.LinearDense(
+        spikes.shape[2], neurons, 1.0, synapse=delta(100.0), weight_init=lambda x: 0.3 * x, **shared
+    )
     lateral = neural.LinearLateral(
         neurons, 1.0, synapse=delta(100.0), weight_init=lambda x: torch.full_like(x, -180.0), **shared
     )
@@ -275,30 +276,3 @@ def _fastest(run: Callable, repeats: int) -> float:
         run()
         seconds.append(time.perf_counter() - began)
     return 1000 * min(seconds)
-
-
-def draw_growth(figures: dict[str, float], path: Path) -> None:
-    """Draws a step's time over the length of delays, the number of neurons, and the batch."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    curves: dict[str, dict[str, list]] = {}
-    for key, ms in figures.items():
-        swept, value, name = key.split()
-        curves.setdefault(swept, {}).setdefault(name, []).append((int(value), ms))
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for panel, (swept, lines) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
-        for name, points in lines.items():
-            style = {"color": "black", "linestyle": "--"} if name == "inferno" else {}
-            panel.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name, **style)
-        labels = {"steps": "longest delay, steps", "neurons": "neurons before and behind", "batch": "batch"}
-        panel.set(xscale="log", yscale="log", xlabel=labels[swept], ylabel="forward, ms a step")
-        values = [value for value, _ in next(iter(lines.values()))]
-        panel.set_xticks(values, labels=map(str, values))
-        panel.minorticks_off()
-        panel.grid(alpha=0.3)
-    panel.legend()
-    part = path.with_suffix(".part.png")
-    figure.savefig(part, dpi=110)
-    part.replace(path)

@@ -41,10 +41,10 @@ class Task(NamedTuple):
     """``variables, batch, key -> {name: [b]}``: metrics of each example."""
     sample: Callable | None = None
     """``variables, key, n -> images [n h w c] in [0, 1]``, drawn at every evaluation."""
-    pictures: Pictures | None = None
     update: Callable | None = None
     """``variables, batch, key -> (scalar, (state, metrics)), directions``: a local learning rule in place of the
     gradient of ``loss``."""
+    pictures: Pictures | None = None
     project: Callable | None = None
     """``params -> params``: moves parameters, after each update, to where they are allowed."""
     notes: tuple[str, ...] = ()

@@ -182,8 +182,7 @@ CASES = st.tuples(
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(CASES, st.sampled_from(EXECUTIONS), st.integers(1, 8))
 def test_stepwise_chunked_whole_and_batched_are_the_same_for_every_execution(case, execution, cut):
-    seed, kind, mode, delay_per = case
-    windowed = mode in ("gaussian", "triangle")
+    windowed = case[2] in ("gaussian", "triangle")
     reference = drawn(*case, "grouped" if windowed else "gather")[0]
     connection, params, x = drawn(*case, "grouped" if windowed and execution == "gather" else execution)
     _, expected = run(reference, params, x)
