@@ -100,7 +100,7 @@ def training_error(name, dtype):
     train_torch(net, batches, learning_rate)
     trained = to_flax(arrays(net), table(name), like)
     # by more than what the two may differ by
-    assert largest(trained, to_flax(arrays(twins(name, dtype)[0]), table(name), like)) > 1e-4
+    assert largest(trained, variables) > 1e-4, "nothing moved"
     return largest(train_flax(model, variables, batches, learning_rate), trained)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -473,3 +474,17 @@ def test_a_batch_of_another_size_than_the_carrys_is_refused(execution):
         connection.apply(
             {"params": {"weight": WEIGHT, "delay": DELAY}}, connection.initialize_carry(2), jnp.ones((1, 2))
         )
+
+
+def test_a_connection_scans_with_linen_too():
+    connection, params, x = drawn(3, "dense", "linear", "synapse", "future")
+    scanned = nn.scan(LinearDense, variable_broadcast="params", split_rngs={"params": False})
+    fields = {
+        name: getattr(connection, name) for name in connection.__dataclass_fields__ if name not in ("parent", "name")
+    }
+    carry = connection.initialize_carry(3)
+    end, y = scanned(**fields).apply({"params": params}, carry, x)
+    expected_end, expected = run(connection, params, x)
+    # sums in another order
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), end, expected_end)
