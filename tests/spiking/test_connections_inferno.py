@@ -27,8 +27,8 @@ def disagreement(seed):
 
     with jax.default_matmul_precision("highest"):
         y, met = jax.jit(run, compiler_options=QUICK)(params, *map(jnp.asarray, inputs))
-    # Relative to what is added up, spikes of charge 2 through weights: the parts of a double exponential cancel, and are
-    # rounded before they do.
+    # Relative to what is added up, spikes of charge 2 through weights: the parts of a double exponential are rounded
+    # before they cancel.
     summands = 2 * np.abs(params["weight"]).reshape(len(params["weight"]), -1).sum(1).max()
     scale = max(1.0, np.abs(expected).max(), summands)
     found = [np.abs(np.asarray(y) - expected).max() / scale]
