@@ -374,6 +374,13 @@ def test_naming_the_delays_there_are_changes_nothing_and_others_become_not_a_num
     assert jnp.isnan(y[..., 1]).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"plastic": True}, {"delay_per": "input"}])
+def test_auto_looks_at_the_delays_that_are_named(options):
+    synapse = DeltaCurrent(spike_charge=1.0)
+    connection = LinearDense(2, 2, 1.0, synapse=synapse, delay=9.0, delay_steps=(0, 7), **options)
+    assert connection.executed == "grouped"
+
+
 def test_graded_input_counts_as_a_whole_spike_but_in_delta_plus():
     x = jnp.array([[[0.3, -2.0]]])
     params = {"weight": jnp.ones((1, 2))}

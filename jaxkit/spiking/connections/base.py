@@ -122,8 +122,8 @@ class Connection(Receptive, kw_only=True):
     def executed(self) -> Execution:
         """The execution that is used, where ``auto`` chooses.
 
-        Without delays there is nothing to choose: ``gather``. ``plastic`` connections gather, and so do those whose
-        delays come before the weights: they read one number an input. Those with ``delay_steps`` are ``grouped``. All
+        Without delays there is nothing to choose: ``gather``. Those with ``delay_steps`` are ``grouped``. ``plastic``
+        connections gather, and so do those whose delays come before the weights: they read one number an input. All
         else is ``future``, of which :meth:`sequence` takes twice :attr:`record` steps or more at once, as a
         ``convolution`` of the same outcome. The figures behind it are in docs/benchmarks.md.
 
@@ -139,9 +139,11 @@ class Connection(Receptive, kw_only=True):
             )
         if self.execution != "auto":
             return self.execution
+        if self.delay_steps is not None:
+            return "grouped"
         if self.plastic or self._before:
             return "grouped" if windowed else "gather"
-        return "future" if self.delay_steps is None else "grouped"
+        return "future"
 
     @property
     def _before(self) -> bool:
