@@ -35,6 +35,8 @@ class Config(Section):
     def _fits_together(self):
         data, optimizer, train = self.data, self.optimizer, self.train
         problems = {f"optimizer.{key}": problem for key, problem in optimizer.misfits(train.steps).items()}
+        if hasattr(self.task, "misfits"):
+            problems |= {f"task.{key}": problem for key, problem in self.task.misfits(data).items()}
         if data.batch_size % optimizer.accumulate:
             problems["data.batch_size"] = (
                 f"{data.batch_size} cannot be cut into optimizer.accumulate = {optimizer.accumulate} equal pieces"

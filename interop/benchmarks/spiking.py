@@ -3,7 +3,6 @@
 import json
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,14 +13,15 @@ import numpy as np
 import torch
 from jax import lax
 
+from interop.benchmarks import quickstart
 from interop.benchmarks.growth import draw_growth
 from jaxkit.errors import ConfigError
-from jaxkit.spiking.connections import LinearDense, LinearDirect, LinearLateral
-from jaxkit.spiking.neurons import ALIF, LIF
-from jaxkit.spiking.plasticity import STDP, Normalization, Updater
-from jaxkit.spiking.plasticity.bounds import bound_multiplicative
+from jaxkit.spiking.connections import LinearDense
+from jaxkit.spiking.encoders import HomogeneousPoissonEncoder
 from jaxkit.spiking.synapses import DeltaCurrent
 
+FREQUENCY = 128.0
+"""Of the quickstart's encoder, Hz."""
 EXECUTIONS = ("gather", "grouped", "future", "convolution")
 
 
@@ -84,15 +84,27 @@ def undelayed(batch: int = 32, size: int = 256, time_steps: int = 500) -> Figure
     yield "connection / products", statistics.median(a / b for a, b in pairs), "times"
 
 
-def plasticity(batch: int = 20, size: int = 784, neurons: int = 100, time_steps: int = 250) -> Figures:
-    """The quickstart of inferno: pixels, neurons that hold each other back, bounded STDP, weights normalised."""
-    spikes = (np.random.default_rng(0).random((time_steps, batch, size)) < 0.02).astype(np.float32)
-    theirs = inferno_stdp(spikes[:20], neurons)
-    yield "inferno", theirs, "ms a step"
-    program, *arguments = quickstart(jnp.asarray(spikes), neurons)
-    ours = milliseconds(program, *arguments) / time_steps
-    yield "ours", ours, "ms a step"
-    yield "inferno / ours", theirs / ours, "times"
+def plasticity(batch: int = 20, neurons: int = 100, time_steps: int = 250) -> Figures:
+    """The quickstart of inferno: a batch of images is encoded, shown and learned from."""
+    pixels = quickstart.images(batch)
+    encoder = HomogeneousPoissonEncoder(time_steps, 1.0, FREQUENCY)
+    key = jax.random.key(0)
+    encode = jax.jit(encoder).lower(key, pixels).compile()
+    neural, *_ = quickstart.inferno()
+    their_encoder = neural.HomogeneousPoissonEncoder(time_steps, 1.0, frequency=FREQUENCY)
+    theirs = _torch_milliseconds(partial(their_encoder, torch.tensor(pixels))) / time_steps
+    ours = milliseconds(encode, key, pixels) / time_steps
+    yield "encoding, inferno", theirs, "ms a step"
+    yield "encoding, ours", ours, "ms a step"
+
+    weight = 0.3 * np.random.default_rng(0).random((neurons, pixels.shape[1]), np.float32)
+    spikes = np.asarray(encode(key, pixels))
+    learn = _torch_milliseconds(quickstart.in_inferno(weight, spikes)) / time_steps
+    yield "learning, inferno", learn, "ms a step"
+    mine = milliseconds(quickstart.in_jaxkit(weight, spikes)) / time_steps
+    yield "learning, ours", mine, "ms a step"
+    yield "learning, inferno / ours", learn / mine, "times"
+    yield "both, inferno / ours", (learn + theirs) / (mine + ours), "times"
 
 
 def growth() -> Figures:
@@ -151,121 +163,30 @@ def compiled(
     return (forward, params, x), (jax.jit(jax.grad(loss, (0, 1))).lower(params, x).compile(), params, x)
 
 
-def quickstart(spikes: jax.Array, neurons: int):
-    """Compiles the STDP network over a sequence of spikes."""
-    _, batch, inputs = spikes.shape
-    learns = LinearDense(inputs, neurons, 1.0, synapse=DeltaCurrent(spike_charge=100.0), plastic=True)
-    inhibit = LinearLateral(neurons, 1.0, synapse=DeltaCurrent(spike_charge=100.0))
-    trigger = LinearDirect(neurons, 1.0, synapse=DeltaCurrent(spike_charge=75.0))
-    excitatory, inhibitory = ALIF(neurons, 1.0, **EXCITATORY), LIF(neurons, 1.0, **INHIBITORY)
-    parts = (learns, trigger, inhibit, excitatory, inhibitory)
-    rule, normalize = STDP(**RATES), Normalization(order=1, scale=78.4, dim=1)
-    updater = Updater(weight=partial(bound_multiplicative, max=1.0, min=0.0))
-    plans = [part.plan({"weight": jnp.full(part.weight_shape, w)}) for part, w in ((trigger, 22.5), (inhibit, -180.0))]
-
-    def run(params, carries, traces, spikes):
-        def step(state, x):
-            params, (sent, triggered, inhibited, exc, inh), traces = state
-            plan = learns.plan(params)
-            sent, current = learns.step(plan, sent, x)
-            exc, fired = excitatory(exc, current)
-            triggered, current = trigger.step(plans[0], triggered, fired)
-            inh, held = inhibitory(inh, current)
-            inhibited, current = inhibit.step(plans[1], inhibited, held)
-            exc, _ = excitatory(exc, current)
-            traces, updates = rule(traces, learns, plan, sent, fired)
-            params = normalize(updater(params, updates))
-            return (params, (sent, triggered, inhibited, exc, inh), traces), fired
-
-        return lax.scan(step, (params, carries, traces), spikes)
-
-    params = {"weight": jax.random.uniform(jax.random.key(0), (neurons, inputs), maxval=0.3)}
-    state = (params, tuple(part.initialize_carry(batch) for part in parts), rule.initialize_carry(learns, batch))
-    return jax.jit(run).lower(*state, spikes).compile(), *state, spikes
-
-
-EXCITATORY = {
-    "rest_v": -65.0,
-    "reset_v": -60.0,
-    "thresh_eq_v": -52.0,
-    "refrac_t": 5.0,
-    "tc_membrane": 100.0,
-    "tc_adaptation": 1e7,
-    "spike_increment": 0.05,
-}
-INHIBITORY = {
-    "rest_v": -60.0,
-    "reset_v": -45.0,
-    "thresh_v": -40.0,
-    "refrac_t": 2.0,
-    "time_constant": 75.0,
-}
-RATES = {"lr_post": 5e-4, "lr_pre": -5e-6, "tc_post": 20.0, "tc_pre": 20.0}
-
-
-def inferno_stdp(spikes: np.ndarray, neurons: int) -> float:
-    """Milliseconds that inferno takes for a step of the same network, put together as in its quickstart."""
-    neural, learn, functional = _inferno()
-    shared = {"batch_size": spikes.shape[1]}
-    delta = neural.DeltaCurrent.partialconstructor
-    connection = neural.LinearDense(
-        spikes.shape[2], neurons, 1.0, synapse=delta(100.0), weight_init=lambda x: 0.3 * x, **shared
-    )
-    lateral = neural.LinearLateral(
-        neurons, 1.0, synapse=delta(100.0), weight_init=lambda x: torch.full_like(x, -180.0), **shared
-    )
-    direct = neural.LinearDirect(
-        neurons, 1.0, synapse=delta(75.0), weight_init=lambda x: torch.full_like(x, 22.5), **shared
-    )
-    excitatory, inhibitory = (
-        neural.ALIF(neurons, 1.0, **EXCITATORY, **shared),
-        neural.LIF(neurons, 1.0, **INHIBITORY, **shared),
-    )
-    feedfwd, inhibit = neural.Serial(connection, excitatory), neural.Serial(lateral, excitatory)
-    trigger = neural.Serial(direct, inhibitory)
-    connection.updater = connection.defaultupdater()
-    connection.updater.weight.upperbound(functional.bound_upper_multiplicative, 1.0)
-    connection.updater.weight.lowerbound(functional.bound_lower_multiplicative, 0.0)
-    trainer = learn.STDP(**RATES)
-    trainer.register_cell("feedfwd", feedfwd.cell)
-    normalize = neural.Normalization(connection, "weight", order=1, scale=78.4, dim=-1)
-    frames = [torch.from_numpy(frame) for frame in spikes]
-
-    def steps():
-        for frame in frames:
-            inhibit(trigger(feedfwd(frame)))
-            trainer()
-            connection.update()
-            normalize()
-
-    with torch.no_grad():
-        return _fastest(steps, repeats=3) / len(frames)
-
-
 def inferno_dense(batch: int, inputs: int, outputs: int, steps: int, time_steps: int = 5) -> float:
     """Milliseconds that inferno takes for a forward step of a delayed dense connection."""
-    neural, _, _ = _inferno()
+    neural, *_ = quickstart.inferno()
     synapse = neural.DeltaCurrent.partialconstructor(1.0)
     connection = neural.LinearDense(inputs, outputs, 1.0, synapse=synapse, delay=float(steps), batch_size=batch)
     connection.delay = torch.rand(outputs, inputs) * steps
     frames = [(torch.rand(batch, inputs) < 0.1).float() for _ in range(time_steps)]
     with torch.no_grad():
-        return _fastest(lambda: [connection(frame) for frame in frames], repeats=3) / time_steps
-
-
-def _inferno():
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from inferno import functional, learn, neural
-    except ModuleNotFoundError:
-        raise ConfigError("this suite measures inferno-ai too; pip install inferno-ai==0.0.5") from None
-    return neural, learn, functional
+        return _torch_milliseconds(lambda: [connection(frame) for frame in frames]) / time_steps
 
 
 def milliseconds(program: Callable, *arguments, repeats: int = 5) -> float:
     """The fastest of some runs of a compiled program."""
     return _fastest(lambda: jax.block_until_ready(program(*arguments)), repeats)
+
+
+def _torch_milliseconds(run: Callable) -> float:
+    """The fastest of some runs in torch, with one thread or with all: small operations are often faster with one."""
+    threads = torch.get_num_threads()
+    found = []
+    for count in (1, threads):
+        torch.set_num_threads(count)
+        found.append(_fastest(run, repeats=3))
+    return min(found)
 
 
 def _fastest(run: Callable, repeats: int) -> float:

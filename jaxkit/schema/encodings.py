@@ -42,4 +42,12 @@ class Current(Section):
     steps: Count
 
 
+def mistimed(encoding: Section, step_time: float, data: Section) -> str | None:
+    """What is wrong with a network's ``step_time``, if the frames that it takes for steps are of another length."""
+    recorded = getattr(data, "step_time", step_time)
+    if not isinstance(encoding, Frames) or recorded == step_time:
+        return None
+    return f"is {step_time} ms, and data.step_time, of frames that are its steps, {recorded} ms; give both one value"
+
+
 ENCODINGS = {"frames": Frames, "poisson": Poisson, "latency": Latency, "current": Current}

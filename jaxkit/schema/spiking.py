@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from jaxkit.schema.encodings import ENCODINGS
+from jaxkit.schema.encodings import ENCODINGS, mistimed
 from jaxkit.schema.section import Count, Fraction, Misfit, NonNegative, Positive, Section, one_of
 
 
@@ -81,6 +81,11 @@ class Spiking(Section):
     encoding: one_of(ENCODINGS)
     network: Network
     label_smoothing: Fraction = 0.0
+
+    def misfits(self, data: Section) -> dict[str, str]:
+        """What of this section does not go with the config's ``data``, by dotted path."""
+        problem = mistimed(self.encoding, self.network.step_time, data)
+        return {"network.step_time": problem} if problem else {}
 
 
 SECTION = Spiking

@@ -2,8 +2,10 @@
 
 from typing import ClassVar, Literal
 
-from jaxkit.schema.encodings import ENCODINGS
-from jaxkit.schema.section import Count, NonNegative, Positive, Section, one_of
+from pydantic import model_validator
+
+from jaxkit.schema.encodings import ENCODINGS, mistimed
+from jaxkit.schema.section import Count, Misfit, NonNegative, Positive, Section, one_of
 
 
 class Excitatory(Section):
@@ -23,6 +25,10 @@ class Excitatory(Section):
     spike_increment: NonNegative = 0.05
     """mV by which a spike raises the threshold."""
 
+    @model_validator(mode="after")
+    def _fits(self):
+        return _below(self, "thresh_eq_v")
+
 
 class Inhibitory(Section):
     """The neurons that each follow an excitatory one, and hold back all others."""
@@ -36,6 +42,18 @@ class Inhibitory(Section):
     """Current, nA, that its excitatory neuron's spikes send."""
     strength: Positive = 120.0
     """Current, nA, that its spikes take away from the other excitatory neurons."""
+
+    @model_validator(mode="after")
+    def _fits(self):
+        return _below(self, "thresh_v")
+
+
+def _below(neurons: Excitatory | Inhibitory, threshold: str) -> Excitatory | Inhibitory:
+    limit = getattr(neurons, threshold)
+    high = {name: getattr(neurons, name) for name in ("rest_v", "reset_v") if getattr(neurons, name) >= limit}
+    if high:
+        raise Misfit({name: f"must be below {threshold}, {limit} mV, got {value}" for name, value in high.items()})
+    return neurons
 
 
 class Stdp(Section):
@@ -67,6 +85,11 @@ class SpikingStdp(Section):
     stdp: Stdp = Stdp()
     decay: NonNegative = 0.02
     """How fast neurons' responses to a class are forgotten, per image of it."""
+
+    def misfits(self, data: Section) -> dict[str, str]:
+        """What of this section does not go with the config's ``data``, by dotted path."""
+        problem = mistimed(self.encoding, self.step_time, data)
+        return {"step_time": problem} if problem else {}
 
 
 SECTION = SpikingStdp

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxkit.spiking.checks import known
 from jaxkit.spiking.history import length
 
 Interpolation = Literal["previous", "nearest", "linear", "expdecay", "gaussian", "triangle"]
@@ -110,6 +111,9 @@ def kernel(delay: Float[Array, "..."], reading: Reading) -> Float[Array, "r ..."
     steps (Hammouamri et al., "Learning Delays in Spiking Neural Networks using Dilated Convolutions with Learnable
     Spacings", 2023); ``triangle``: ``max(0, 1 - |k - s| / (1 + width))``, divided likewise (the window of DelRec,
     Queant et al., 2025). With ``reading.relaxed`` the values are this mode's, the derivative by the delay the other's.
+
+    Raises:
+        ValueError: for a window without width. Of a width that is traced the coefficients are not-a-number.
     """
     if reading.relaxed is not None:
         soft = kernel(delay, reading._replace(mode=reading.relaxed, relaxed=None))
@@ -121,6 +125,10 @@ def kernel(delay: Float[Array, "..."], reading: Reading) -> Float[Array, "r ..."
         return sum(jax.nn.one_hot(step, r, axis=0) * coefficient for step, coefficient in pairs)
     bounded = within(delay, reading.max_delay)
     distance = jnp.expand_dims(jnp.arange(r), tuple(range(1, delay.ndim + 1))) - bounded / reading.step_time
+    width = float(reading.width) if known(reading.width) else 1.0
+    # a triangle without width still reaches to the next steps
+    if not width >= 0 or (width == 0 and reading.mode == "gaussian"):
+        raise ValueError(f"the window of {reading.mode!r} must be wider than 0 steps, got {width}")
     if reading.mode == "gaussian":
         window = jax.nn.softmax(-0.5 * (distance / reading.width) ** 2, axis=0)
     else:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxkit.spiking.checks import require_whole
+
 
 class Renewal(NamedTuple):
     """Poisson processes with dead time, between two steps."""
@@ -37,7 +39,7 @@ class Countdown(NamedTuple):
 class Encoder(ABC):
     """Turns intensities, of any shape such as [b h w c], into ``steps`` steps of spikes.
 
-    Intensities outside [0, 1] are clipped, and no gradient reaches them.
+    Intensities are floats; outside [0, 1] they are clipped, and no gradient reaches them.
 
     Args:
         steps: length of the train.
@@ -51,7 +53,7 @@ class Encoder(ABC):
     step_time: float
 
     def __post_init__(self):
-        _require(self.steps > 0, "steps", self.steps, "positive")
+        require_whole(self, "steps", axes=0)
         _require(self.step_time > 0, "step_time", self.step_time, "positive (ms)")
 
     def __call__(self, key: PRNGKeyArray, x: Float[Array, "*n"]) -> Float[Array, "{self.steps} ..."]:
@@ -251,7 +253,13 @@ class LatencyEncoder(Encoder):
 
 
 def _unit(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Intensities as float32 within [0, 1], without gradient."""
+    """Intensities as float32 within [0, 1], without gradient.
+
+    Raises:
+        ValueError: for whole numbers.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"intensities are floats in [0, 1], not {x.dtype}: divide images of 0 to 255 by 255")
     return jnp.clip(lax.stop_gradient(x).astype(jnp.float32), 0, 1)
 
 

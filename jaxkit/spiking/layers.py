@@ -11,6 +11,7 @@ from flax.core import FrozenDict
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from jaxkit.errors import ShapeError
 from jaxkit.spiking.connections import Carry, Connection, Plan
 from jaxkit.spiking.neurons import Neuron, NeuronCarry
 
@@ -59,8 +60,17 @@ class Layer(nn.Module):
 
     @nn.nowrap
     def plan(self, params: PyTree, window: float | Float[Array, ""] = 1.0) -> dict[str, Plan]:
-        """Finds what the parameters of the connections amount to, for :meth:`step`."""
-        return {name: part.plan(params[name], window) for name, part in self.parts()[0].items()}
+        """Finds what the parameters of the connections amount to, for :meth:`step`.
+
+        Raises:
+            ShapeError: for a connection without parameters.
+        """
+        connections = self.parts()[0]
+        if missing := ", ".join(set(connections) - set(params)):
+            raise ShapeError(
+                f"{type(self).__name__}: no parameters of {missing}; given are those of {', '.join(params)}"
+            )
+        return {name: part.plan(params[name], window) for name, part in connections.items()}
 
     @nn.nowrap
     def project(self, params: PyTree) -> PyTree:
@@ -99,6 +109,14 @@ class Layer(nn.Module):
 
         carry, (spikes, recorded) = lax.scan(advance, carry, inputs)
         return (carry, spikes, recorded) if record else (carry, spikes)
+
+
+def _alike(currents: dict[str, Array]) -> list[Array]:
+    """The currents, if they are of one shape: others would be broadcast."""
+    shapes = {name: current.shape for name, current in currents.items()}
+    if len(set(shapes.values())) > 1:
+        raise ShapeError(f"currents that come together are of one shape, not {shapes}")
+    return list(currents.values())
 
 
 class Serial(Layer):
@@ -167,8 +185,9 @@ class Biclique(Layer):
 
     @nn.nowrap
     def step(self, plans, carry, inputs, adapt=True):
-        if set(inputs) != set(self.connections):
-            raise ValueError(f"inputs of {sorted(inputs)} for connections {sorted(self.connections)}")
+        if not isinstance(inputs, Mapping) or set(inputs) != set(self.connections):
+            given = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
+            raise ValueError(f"inputs of {given} for connections {sorted(self.connections)}")
         sent, currents = {}, {}
         for name, part in self.parts()[0].items():
             sent[name], currents[name] = part.step(
@@ -178,7 +197,7 @@ class Biclique(Layer):
             name: self.before[name](current) if name in self.before else current
             for name, current in ((name.removeprefix(_MANY), current) for name, current in currents.items())
         }
-        drive = self.combine(drives) if callable(self.combine) else COMBINE[self.combine](list(drives.values()))
+        drive = self.combine(drives) if callable(self.combine) else COMBINE[self.combine](_alike(drives))
         neurons, spikes = {}, {}
         for name, part in self.neurons.items():
             current = self.after[name](drive) if name in self.after else drive
@@ -219,7 +238,9 @@ class RecurrentSerial(Layer):
             return currents[name]
 
         last = carry.neurons["feedback"].spike
-        drive = connect("feedfwd_connection", *inputs) + connect("feedback_connection", last)
+        connect("feedfwd_connection", *inputs)
+        connect("feedback_connection", last)
+        drive = sum(_alike(currents))
         first, spikes = self.feedfwd_neuron(carry.neurons["feedfwd"], drive, adapt=adapt)
         second, echo = self.feedback_neuron(
             carry.neurons["feedback"], connect("lateral_connection", spikes), adapt=adapt

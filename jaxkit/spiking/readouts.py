@@ -4,9 +4,13 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
+
+from jaxkit.errors import ShapeError
+from jaxkit.spiking.checks import Sizes, as_shape, known, require_not_negative, require_whole
 
 Spikes = Num[Array, "t ..."] | Bool[Array, "t ..."]
 
@@ -58,7 +62,12 @@ def victor_purpura_pair_dist(
         t0, t1: spike times of the trains, in any order. NaN are no spikes, so trains may be padded with them, as
             :func:`spike_times` does.
         cost: per unit of time; with several the distance is found for each.
+
+    Raises:
+        ValueError: for a cost below 0.
     """
+    if known(cost) and not np.all(np.asarray(cost) >= 0):
+        raise ValueError(f"moving a spike must cost 0 or more, got {cost}")
     t0, t1 = jnp.sort(t0), jnp.sort(t1)
     cost = jnp.atleast_1d(jnp.asarray(cost, t0.dtype))[:, None]
     additions = jnp.arange(len(t1) + 1, dtype=t0.dtype)
@@ -94,15 +103,15 @@ class MaxRateClassifier:
         ValueError: if a size is not positive, or ``decay`` is negative.
     """
 
-    shape: tuple[int, ...]
+    shape: Sizes
     num_classes: int
     decay: float = 0.0
 
     def __post_init__(self):
-        if min(self.shape, default=0) < 1 or self.num_classes < 1:
-            raise ValueError(f"shape and num_classes must be positive, got {self.shape} and {self.num_classes}")
-        if self.decay < 0:
-            raise ValueError(f"decay must be 0 or more, got {self.decay}")
+        require_whole(self, "shape")
+        require_whole(self, "num_classes", axes=0)
+        require_not_negative(self, "decay")
+        object.__setattr__(self, "shape", as_shape(self.shape))
 
     def __call__(
         self, rates: Float[Array, "*n k"], spikes: Spikes, labels: Int[Array, " b"]
@@ -118,7 +127,20 @@ class MaxRateClassifier:
     def update(
         self, rates: Float[Array, "*n k"], inputs: Float[Array, "b ..."], labels: Int[Array, " b"]
     ) -> Float[Array, "*n k"]:
-        """Adds to the rates their means over the inputs of each class, after the decay."""
+        """Adds to the rates their means over the inputs of each class, after the decay.
+
+        Raises:
+            ShapeError: for rates, inputs or labels of other shapes.
+            ValueError: for labels of no class. Traced ones cannot be looked at: those inputs are left out.
+        """
+        given = rates.shape, inputs.shape, labels.shape
+        if given != ((*self.shape, self.num_classes), (*labels.shape[:1], *self.shape), labels.shape[:1]):
+            raise ShapeError(
+                f"rates, inputs and labels {given} for neurons {self.shape} and {self.num_classes} classes"
+            )
+        stray = np.setdiff1d(np.asarray(labels), np.arange(self.num_classes)) if known(labels) else ()
+        if len(stray):
+            raise ValueError(f"labels {stray} are none of the classes 0 to {self.num_classes - 1}")
         members = jax.nn.one_hot(labels, self.num_classes)
         counts = members.sum(0)
         sums = jnp.einsum("b...,bk->...k", inputs.astype(jnp.float32), members, precision="highest")

@@ -51,9 +51,9 @@ class Synapse:
     """Whether currents may be given beside spikes."""
 
     def __post_init__(self):
-        if self.spike_charge == 0:
-            raise ValueError("spike_charge is 0: no current would flow")
-        if self.interp_tol < 0:
+        if self.spike_charge == 0 or not math.isfinite(self.spike_charge):
+            raise ValueError(f"spike_charge is {self.spike_charge} pC; it must be a number other than 0")
+        if not self.interp_tol >= 0:
             raise ValueError(f"interp_tol is {self.interp_tol} ms; it must be at least 0")
 
     @property
@@ -152,7 +152,7 @@ class SingleExponentialCurrent(Synapse):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.time_constant <= 0:
+        if not self.time_constant > 0:
             raise ValueError(f"time_constant is {self.time_constant} ms; it must be positive")
         _check_mode("spike_interp_mode", self.spike_interp_mode)
 

@@ -78,7 +78,7 @@ def test_everything_wrong_with_a_description_is_in_one_message():
     with pytest.raises(ConfigError, match="time_constant must be above 0"):
         spiking.rebuild(json.loads(json.dumps(spiking.describe(make_neuron("LIF"))).replace("10.0", "-10.0")))
     description["network"] = spiking.describe(make_connection("LinearDense"))["network"] | {"in_shape": [0]}
-    with pytest.raises(ConfigError, match="sizes of 1 or more"):
+    with pytest.raises(ConfigError, match="a tuple of them, 1 or more"):
         spiking.rebuild(description)
     with pytest.raises(ConfigError, match="of version 2"):
         spiking.rebuild(spiking.describe(make_serial()) | {"version": 2})

@@ -229,7 +229,7 @@ def test_the_original_ignores_the_refractory_period_and_ends_intervals_with_a_sp
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: HomogeneousPoissonEncoder(0, 1.0, 10.0), "steps must be positive"),
+        (lambda: HomogeneousPoissonEncoder(0, 1.0, 10.0), "steps must be a whole number, 1 or more"),
         (lambda: RegularEncoder(10, 0.0, 10.0), "step_time must be positive"),
         (lambda: PoissonIntervalEncoder(10, 1.0, -1.0), "frequency must be 0 Hz or more"),
         (lambda: HomogeneousPoissonEncoder(10, 1.0, 10.0, refrac=-1.0), "refrac must be 0 ms or more"),

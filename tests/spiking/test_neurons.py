@@ -217,7 +217,7 @@ def test_constants_of_one_serve_all_adaptations():
     ("name", "changes", "message"),
     [
         ("LIF", {"step_time": 0.0}, "LIF: step_time must be above 0, got 0.0"),
-        ("LIF", {"shape": (3, 0)}, r"LIF: shape must be above 0, got \(3, 0\)"),
+        ("LIF", {"shape": (3, 0)}, r"LIF: shape must be .*, 1 or more, got \(3, 0\)"),
         ("LIF", {"refrac_t": -1.0}, "LIF: refrac_t must be 0 or more, got -1.0"),
         ("LIF", {"resistance": 0.0}, "LIF: resistance must not be 0"),
         ("GLIF1", {"time_constant": 0.0}, "GLIF1: time_constant must be above 0"),

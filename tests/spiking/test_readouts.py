@@ -169,7 +169,7 @@ def test_a_batch_is_classified_before_its_labels_are_learned():
 
 
 def test_a_classifier_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="positive"):
-        MaxRateClassifier((), 3)
+    with pytest.raises(ValueError, match="shape must be"):
+        MaxRateClassifier((0,), 3)
     with pytest.raises(ValueError, match="decay"):
         MaxRateClassifier((3,), 3, -1.0)

@@ -160,6 +160,27 @@ def test_a_delay_section_that_makes_no_sense_is_refused(delay, message):
         parse(raw, "config.yaml")
 
 
+@pytest.mark.parametrize(
+    ("task", "path"),
+    [
+        ({"name": "spiking", "network": {"hidden": [4]}}, "task.network.step_time"),
+        ({"name": "spiking_stdp"}, "task.step_time"),
+    ],
+)
+def test_recorded_frames_are_as_long_as_the_steps_that_they_are_taken_for(task, path):
+    raw = small_config(task={**task, "encoding": {"name": "frames"}})
+    raw["data"] = {"name": "nmnist", "root": "events", "step_time": 10.0, "duration": 100.0, "batch_size": 8}
+    with pytest.raises(ConfigError, match=rf"{path}: is 1.0 ms, and data.step_time, .* 10.0 ms"):
+        parse(raw, "config.yaml")
+    raw["data"]["step_time"] = 1.0
+    parse(raw, "config.yaml")
+
+
+def test_spikes_more_frequent_than_steps_are_refused_as_a_config():
+    with pytest.raises(ConfigError, match="task.encoding: frequency 1000 Hz cannot be reached"):
+        task(encoding={"name": "poisson", "steps": 8, "frequency": 1000.0})
+
+
 def config(batch_norm=False, **changes):
     network = {"hidden": [8], "delay": GAUSSIAN, "batch_norm": batch_norm}
     raw = small_config(task={"name": "spiking", "encoding": LATENCY, "network": network}, **changes)

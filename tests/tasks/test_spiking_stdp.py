@@ -7,6 +7,7 @@ import pytest
 from conftest import small_config
 
 from jaxkit.config import parse
+from jaxkit.errors import ConfigError
 from jaxkit.experiment import run
 from jaxkit.schema.spiking_stdp import SpikingStdp
 from jaxkit.tasks import spiking_stdp
@@ -82,6 +83,19 @@ def test_the_rate_of_an_image_is_that_of_its_own_spikes(learnt, batch):
     assert rate.shape == (8,)
     assert rate[0] == 0
     assert rate.max() > 0
+
+
+@pytest.mark.parametrize(
+    ("neurons", "path"),
+    [
+        ({"excitatory": {"rest_v": -50.0}}, "excitatory.rest_v"),
+        ({"inhibitory": {"reset_v": -40.0}}, "inhibitory.reset_v"),
+    ],
+)
+def test_neurons_rest_below_their_threshold(neurons, path):
+    raw = small_config(task={**SECTION, **neurons})
+    with pytest.raises(ConfigError, match=rf"task.{path}: must be below thresh"):
+        parse(raw, "config.yaml")
 
 
 def test_eight_devices_learn_together_what_one_does(batch):

@@ -1,5 +1,7 @@
 """Convolutional connections."""
 
+from typing import SupportsIndex
+
 import jax.numpy as jnp
 import numpy as np
 from einops import einsum, rearrange
@@ -7,11 +9,15 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxkit.spiking.checks import as_shape, require_whole
 from jaxkit.spiking.connections.base import Connection
 
+Pair = SupportsIndex | tuple[SupportsIndex, SupportsIndex]
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+
+def _pair(size: Pair) -> tuple[int, int]:
+    sizes = as_shape(size)
+    return sizes[0], sizes[-1]
 
 
 class Conv2D(Connection):
@@ -27,17 +33,23 @@ class Conv2D(Connection):
         kernel, stride, padding, dilation: pixels, vertically and horizontally.
     """
 
-    height: int
-    width: int
-    channels: int
-    filters: int
+    height: SupportsIndex
+    width: SupportsIndex
+    channels: SupportsIndex
+    filters: SupportsIndex
     step_time: float
-    kernel: int | tuple[int, int]
-    stride: int | tuple[int, int] = 1
-    padding: int | tuple[int, int] = 0
-    dilation: int | tuple[int, int] = 1
+    kernel: Pair
+    stride: Pair = 1
+    padding: Pair = 0
+    dilation: Pair = 1
 
     elementwise = False
+
+    def __post_init__(self):
+        require_whole(self, "height", "width", "channels", "filters", axes=0)
+        require_whole(self, "kernel", "stride", "dilation", axes=2)
+        require_whole(self, "padding", least=0, axes=2)
+        super().__post_init__()
 
     @property
     def inshape(self) -> tuple[int, int, int]:

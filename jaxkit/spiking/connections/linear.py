@@ -11,14 +11,8 @@ from einops import einsum, rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxkit.spiking.checks import Sizes, as_shape, require_whole
 from jaxkit.spiking.connections.base import Connection
-
-
-def _shape(shape: tuple[int, ...] | int) -> tuple[int, ...]:
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    if not shape or min(shape) < 1:
-        raise ValueError(f"a shape has sizes of 1 or more, not {shape}")
-    return shape
 
 
 class _AllToAll(Connection):
@@ -127,19 +121,23 @@ class LinearDense(_AllToAll):
         step_time: ms.
     """
 
-    in_shape: tuple[int, ...] | int
-    out_shape: tuple[int, ...] | int
+    in_shape: Sizes
+    out_shape: Sizes
     step_time: float
+
+    def __post_init__(self):
+        require_whole(self, "in_shape", "out_shape")
+        super().__post_init__()
 
     @property
     def inshape(self) -> tuple[int, ...]:
         """The shape of an input, without the batch."""
-        return _shape(self.in_shape)
+        return as_shape(self.in_shape)
 
     @property
     def outshape(self) -> tuple[int, ...]:
         """The shape of an output, without the batch."""
-        return _shape(self.out_shape)
+        return as_shape(self.out_shape)
 
 
 class LinearLateral(_AllToAll):
@@ -153,13 +151,17 @@ class LinearLateral(_AllToAll):
         step_time: ms.
     """
 
-    shape: tuple[int, ...] | int
+    shape: Sizes
     step_time: float
+
+    def __post_init__(self):
+        require_whole(self, "shape")
+        super().__post_init__()
 
     @property
     def inshape(self) -> tuple[int, ...]:
         """The shape of an input, without the batch."""
-        return _shape(self.shape)
+        return as_shape(self.shape)
 
     outshape = inshape
 
@@ -182,15 +184,19 @@ class LinearDirect(Connection):
         step_time: ms.
     """
 
-    shape: tuple[int, ...] | int
+    shape: Sizes
     step_time: float
 
     elementwise = True
 
+    def __post_init__(self):
+        require_whole(self, "shape")
+        super().__post_init__()
+
     @property
     def inshape(self) -> tuple[int, ...]:
         """The shape of an input, without the batch."""
-        return _shape(self.shape)
+        return as_shape(self.shape)
 
     outshape = inshape
 

@@ -46,15 +46,18 @@ def check_carry(connection, carry: Carry, *inputs: Array) -> None:
         ShapeError: naming what does not fit.
         ValueError: for currents that the synapse does not take.
     """
+    if not inputs:
+        raise ShapeError(f"{type(connection).__name__} was given no spikes")
     for x in inputs:
         if x.shape[1:] != connection.inshape:
             raise ShapeError(f"input {x.shape} is not [b, {', '.join(map(str, connection.inshape))}]")
     if len(inputs) > 1 and not connection.synapse.injectable:
         raise ValueError(f"{type(connection.synapse).__name__} takes spikes alone; DeltaPlusCurrent takes currents too")
     future = connection.delayed and connection.executed == "future"
-    steps, batch = next(iter(carry.history.rings.values())).shape[:2]
+    steps = len(next(iter(carry.history.rings.values())))
     if (carry.arrivals is not None) != future or steps != (1 if future else connection.record):
         name, record = connection.executed, connection.record
         raise ShapeError(f"the carry is not one of execution {name!r} and {record} steps: initialize_carry makes it")
-    if batch != len(inputs[0]):
-        raise ShapeError(f"input {inputs[0].shape} for a carry of {batch} samples")
+    for x in inputs:
+        if len(x) != carry.batch:
+            raise ShapeError(f"input {x.shape} for a carry of {carry.batch} samples")

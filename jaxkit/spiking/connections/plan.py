@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jaxkit.errors import ShapeError
 from jaxkit.spiking.delays import Reading, Taps, kernel, taps, within
 from jaxkit.spiking.synapses import Term
 
@@ -30,7 +31,12 @@ def planned(connection, params: PyTree, window: float | Float[Array, ""] = 1.0) 
     """Makes the plan of a connection's parameters ``{weight, bias, delay}``.
 
     ``window``: steps, the width of the interpolations ``gaussian`` and ``triangle``.
+
+    Raises:
+        ShapeError: for parameters of other names or shapes than the connection's.
+        ValueError: for a window of no width.
     """
+    _check(connection, params)
     weight = connection.masked(params["weight"]).astype(connection.dtype)
     bias = params["bias"].astype(connection.dtype) if connection.bias else None
     if connection.delay is None:
@@ -53,6 +59,21 @@ def planned(connection, params: PyTree, window: float | Float[Array, ""] = 1.0) 
         kernels = [found * weight for found in kernels]
     kernels = tuple(found.astype(connection.dtype) for found in kernels)
     return Plan(weight, bias, delay, kernels=kernels, constant=constant)
+
+
+def _check(connection, params: PyTree) -> None:
+    """Checks the names and shapes of parameters: others would be broadcast, or never looked at."""
+    expected = {"weight": connection.weight_shape}
+    if connection.bias:
+        expected["bias"] = connection.bias_shape
+    if connection.delay is not None:
+        expected["delay"] = connection.delay_shape
+    if set(params) != set(expected):
+        given, needed = (", ".join(names) or "none" for names in (params, expected))
+        raise ShapeError(f"{type(connection).__name__} has the parameters {needed}; given are {given}")
+    for name, shape in expected.items():
+        if np.shape(params[name]) != shape:
+            raise ShapeError(f"{type(connection).__name__}: {name} must be {shape}, got {np.shape(params[name])}")
 
 
 def current_reading(connection, term: Term, window: float | Float[Array, ""] = 1.0) -> Reading:

@@ -19,6 +19,11 @@ class Carry(NamedTuple):
     arrivals: Float[Array, "k b ..."] | None = None
     """What arrives in 1, 2, ... steps, of all that was sent; of the execution ``future`` only."""
 
+    @property
+    def batch(self) -> int:
+        """Samples."""
+        return next(iter(self.history.rings.values())).shape[1]
+
 
 class Receptive(nn.Module):
     """What a connection says of its state, in the layout of its synapses; see :class:`Connection`."""

@@ -9,7 +9,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxkit.errors import ShapeError
-from jaxkit.spiking.checks import as_tuple, require_below, require_positive
+from jaxkit.spiking.checks import (
+    Sizes,
+    as_shape,
+    require_below,
+    require_not_negative,
+    require_positive,
+    require_whole,
+)
 from jaxkit.spiking.surrogate import Surrogate, arctan
 
 
@@ -50,7 +57,7 @@ class Neuron(ABC):
         ValueError: for constants of the wrong sign or order.
     """
 
-    shape: tuple[int, ...] | int = field(kw_only=False)
+    shape: Sizes = field(kw_only=False)
     step_time: float = field(kw_only=False)
     rest_v: float
     refrac_t: float
@@ -60,10 +67,13 @@ class Neuron(ABC):
     detach_reset: bool = True
 
     def __post_init__(self):
-        object.__setattr__(self, "shape", as_tuple(self.shape))
-        require_positive(self, "shape", "step_time")
-        if not self.refrac_t >= 0:
-            raise ValueError(f"{type(self).__name__}: refrac_t must be 0 or more, got {self.refrac_t!r}")
+        require_whole(self, "shape")
+        object.__setattr__(self, "shape", as_shape(self.shape))
+        require_positive(self, "step_time")
+        require_not_negative(self, "refrac_t")
+        if not isinstance(self.surrogate, Surrogate):
+            name = type(self).__name__
+            raise ValueError(f"{name}: surrogate must be a Surrogate, such as arctan(), got {self.surrogate!r}")
         if self.resistance == 0:
             raise ValueError(f"{type(self).__name__}: resistance must not be 0")
 

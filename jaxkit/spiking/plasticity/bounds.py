@@ -3,6 +3,7 @@
 Upper bounds act on what is added, lower bounds on what is taken away, full bounds on both; those give the change of the
 parameter. Beyond a limit updates turn around, of any power, and of ``sharp`` bounds they stop. Names and arguments are
 the original's (inferno), in which full bounds by a power fail, and powers beyond a limit become not-a-number or grow.
+Scaled bounds raise a ValueError for a range, ``max - min``, that is not above 0.
 
 Source: Morrison et al., "Phenomenological models of synaptic plasticity based on spike timing", 2008, section 4.1.3.
 """
@@ -11,7 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+from jaxkit.spiking.checks import known
 
 Values = Float[Array, "..."]
 HalfBound = Callable[[Array, Array], Array]
@@ -36,6 +40,12 @@ class HalfBounds:
         """The change of the parameter."""
         pos = pos if self.upper is None else self.upper(param, pos)
         return pos - (neg if self.lower is None else self.lower(param, neg))
+
+
+def _part(distance: Values, range: float) -> Values:
+    if known(range) and not np.all(range > 0):
+        raise ValueError(f"scaled bounds divide by their range, max - min: it must be above 0, got {range!r}")
+    return distance / range
 
 
 def _power(distance: Values, power: float) -> Values:
@@ -69,12 +79,12 @@ def bound_power(
 
 def bound_upper_scaled_power(param: Values, update: Values, limit: float, *, power: float, range: float) -> Values:
     """``((limit - param) / range)^power update``"""
-    return _power((limit - param) / range, power) * update
+    return _power(_part(limit - param, range), power) * update
 
 
 def bound_lower_scaled_power(param: Values, update: Values, limit: float, *, power: float, range: float) -> Values:
     """``((param - limit) / range)^power update``"""
-    return _power((param - limit) / range, power) * update
+    return _power(_part(param - limit, range), power) * update
 
 
 def bound_scaled_power(
@@ -105,12 +115,12 @@ def bound_multiplicative(
 
 def bound_upper_scaled_multiplicative(param: Values, update: Values, limit: float, range: float) -> Values:
     """``(limit - param) / range update``"""
-    return (limit - param) / range * update
+    return _part(limit - param, range) * update
 
 
 def bound_lower_scaled_multiplicative(param: Values, update: Values, limit: float, range: float) -> Values:
     """``(param - limit) / range update``"""
-    return (param - limit) / range * update
+    return _part(param - limit, range) * update
 
 
 def bound_scaled_multiplicative(param: Values, pos: Values, neg: Values, max: float, min: float) -> Values:

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from jaxkit.spiking.checks import require_positive
+from jaxkit.errors import ShapeError
+from jaxkit.spiking.checks import known, require_positive
 from jaxkit.spiking.connections import Carry, Connection, Plan
-from jaxkit.spiking.plasticity.rule import Rule, Term, Updates, alone, require_parameter
+from jaxkit.spiking.plasticity.rule import Rule, Term, Updates, alone, fired, require_parameter
 from jaxkit.spiking.traces import Rate, average
 
 
@@ -61,11 +63,16 @@ class LinearHomeostasis(Rule):
         """Moves the rates by a step and finds the parts of the changes.
 
         Raises:
-            ValueError: if there is no target.
+            ValueError: if there is no target, or one that is not above 0.
+            ShapeError: for a target of another shape.
         """
         target = self.target if target is None else target
         if target is None:
             raise ValueError("LinearHomeostasis has no target; give it one, or one at each call")
+        if known(target) and not np.all(np.asarray(target) > 0):
+            raise ValueError(f"LinearHomeostasis: target must be above 0, got {target}")
+        if jnp.shape(target) not in ((), connection.outshape):
+            raise ShapeError(f"LinearHomeostasis: target is a number or {connection.outshape}, not {jnp.shape(target)}")
         carry = average(carry, post)
         # Each parameter's own outputs count, the positions of a filter by their mean.
         lack = connection.postsyn_receptive((target - carry.mean) / target).mean(-1, keepdims=True)
@@ -86,8 +93,9 @@ class LinearHomeostasis(Rule):
         ``target``: spikes a step, of all neurons or of each ``[*outshape]``, in place of the rule's.
 
         Raises:
-            ValueError: if there is neither.
+            ValueError: if there is neither, or it is not above 0.
+            ShapeError: for spikes or a target of another shape.
         """
-        spikes = (post != 0).astype(jnp.float32)
+        spikes = fired(connection, connection_carry, post)
         carry, terms = self.terms(carry, connection, plan, connection_carry, spikes, target)
         return carry, self.updates(connection, terms)

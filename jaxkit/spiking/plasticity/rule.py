@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from jaxkit.errors import ShapeError
 from jaxkit.spiking.connections import Carry, Connection, Plan
 
 Updates = dict[str, tuple[Float[Array, "..."], Float[Array, "..."]]]
@@ -36,7 +37,17 @@ class Term(NamedTuple):
 
     def total(self) -> Float[Array, "..."]:
         """The same of all samples: of a dense connection without delays one matrix product."""
-        return jnp.einsum("b...r,b...r->...", self.post, self.pre, precision="highest")
+        shape = jnp.broadcast_shapes(self.post.shape[1:-1], self.pre.shape[1:-1])
+        # XLA sees that matrix product only where axes of size 1 are out of its way
+        (post, outer), (pre, inner) = _without_ones(self.post), _without_ones(self.pre)
+        kept = [axis for axis, size in enumerate(shape, 1) if size > 1]
+        return jnp.einsum(post, outer, pre, inner, kept, precision="highest").reshape(shape)
+
+
+def _without_ones(x: Float[Array, "b ..."]) -> tuple[Float[Array, "b ..."], list[int]]:
+    """Leaves out axes of size 1, all but the batch; gives those left too."""
+    axes = [0, *(axis for axis in range(1, x.ndim) if x.shape[axis] > 1)]
+    return x.reshape([x.shape[axis] for axis in axes]), axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +92,12 @@ class Rule(ABC):
     def __call__(
         self, carry: PyTree, connection: Connection, plan: Plan, connection_carry: Carry, post: Shaped[Array, "b ..."]
     ) -> tuple[PyTree, Updates]:
-        """Finds the updates of a step, after which neurons sent the spikes ``post [b *outshape]``."""
-        carry, terms = self.terms(carry, connection, plan, connection_carry, (post != 0).astype(jnp.float32))
+        """Finds the updates of a step, after which neurons sent the spikes ``post [b *outshape]``.
+
+        Raises:
+            ShapeError: for spikes of another shape.
+        """
+        carry, terms = self.terms(carry, connection, plan, connection_carry, fired(connection, connection_carry, post))
         return carry, self.updates(connection, terms)
 
     def updates(self, connection: Connection, terms: Iterable[Term]) -> Updates:
@@ -127,8 +142,13 @@ class Rewarded(Rule):
 
         They are multiplied by ``|signal scale|``; where ``signal``, one number or one of each sample ``[b]``, is
         negative, what was added is taken away. A mean is over the whole batch, whatever the signs in it.
+
+        Raises:
+            ShapeError: for spikes or a signal of another shape.
         """
-        carry, terms = self.terms(carry, connection, plan, connection_carry, (post != 0).astype(jnp.float32))
+        if jnp.shape(signal) not in ((), (len(post),)):
+            raise ShapeError(f"{type(self).__name__}: a signal is one number or [{len(post)}], not {jnp.shape(signal)}")
+        carry, terms = self.terms(carry, connection, plan, connection_carry, fired(connection, connection_carry, post))
         size = jnp.broadcast_to(jnp.asarray(signal, jnp.float32) * abs(scale), len(post))
         judged = []
         for term in terms:
@@ -147,6 +167,18 @@ def _like_parameter(connection: Connection, param: str, x: Float[Array, "..."]) 
         return x
     delay = jax.ShapeDtypeStruct(connection.delay_shape, x.dtype)
     return jax.linear_transpose(connection.over_weights, delay)(x)[0]
+
+
+def fired(connection: Connection, carry: Carry, post: Shaped[Array, "b ..."]) -> Float[Array, "b ..."]:
+    """Where neurons behind a connection of this carry fired, 1, and where not, 0.
+
+    Raises:
+        ShapeError: for spikes of another shape than the connection's output.
+    """
+    expected = (carry.batch, *connection.outshape)
+    if post.shape != expected:
+        raise ShapeError(f"{type(connection).__name__}: spikes of neurons behind it are {expected}, not {post.shape}")
+    return (post != 0).astype(jnp.float32)
 
 
 def alone(rate: float, change: Float[Array, "b ..."]) -> Term:

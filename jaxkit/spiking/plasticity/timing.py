@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from jaxkit.spiking.checks import require_positive
+from jaxkit.spiking.checks import known, require_not_negative, require_positive
 from jaxkit.spiking.connections import Carry, Connection, Plan
 from jaxkit.spiking.delays import taps
 from jaxkit.spiking.history import History, latest, push
@@ -23,12 +24,18 @@ from jaxkit.spiking.traces import age
 
 def exp_stdp_post_kernel(diff: Float[Array, "*n"], learning_rate: float, time_constant: float) -> Float[Array, "*n"]:
     """The change ``learning_rate exp(-|t| / time_constant)`` where ``t >= 0``, else 0; of times in ms."""
-    return jnp.where(diff >= 0, learning_rate * jnp.exp(-jnp.abs(diff) / time_constant), 0.0)
+    return jnp.where(diff >= 0, learning_rate * _decay(diff, time_constant), 0.0)
 
 
 def exp_stdp_pre_kernel(diff: Float[Array, "*n"], learning_rate: float, time_constant: float) -> Float[Array, "*n"]:
     """The change ``learning_rate exp(-|t| / time_constant)`` where ``t < 0``, else 0; of times in ms."""
-    return jnp.where(diff < 0, learning_rate * jnp.exp(-jnp.abs(diff) / time_constant), 0.0)
+    return jnp.where(diff < 0, learning_rate * _decay(diff, time_constant), 0.0)
+
+
+def _decay(time: Float[Array, "*n"], time_constant: float) -> Float[Array, "*n"]:
+    if known(time_constant) and not np.all(np.asarray(time_constant) > 0):
+        raise ValueError(f"time_constant must be above 0 ms, got {time_constant}")
+    return jnp.exp(-jnp.abs(time) / time_constant)
 
 
 def _decays(time: Float[Array, "..."], tc_early: float, tc_late: float) -> tuple[Float[Array, "..."], ...]:
@@ -122,6 +129,10 @@ class KernelSTDP(DelayAdjustedKernelSTDP):
 
     delayed: bool = False
     interp_tolerance: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_not_negative(self, "interp_tolerance")
 
     def before(self, connection: Connection) -> Presynaptic:
         """What is known of the spikes before: as of :class:`~jaxkit.spiking.plasticity.stdp.TraceRule`."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jaxkit.errors import ShapeError
+from jaxkit.problems import nearest
+from jaxkit.spiking.checks import require_positive
 from jaxkit.spiking.plasticity.bounds import FullBound, unbounded
 from jaxkit.spiking.plasticity.rule import Updates
 
@@ -34,6 +37,7 @@ class Updater:
 
         Raises:
             ValueError: for updates of a parameter that is not there.
+            ShapeError: for updates of another shape than the parameter's.
         """
         named = {name for each in updates for name in each}
         if not named <= set(params):
@@ -44,6 +48,8 @@ class Updater:
         for name in named:
             pairs = zip(*(each[name] for each in updates if name in each), strict=True)
             pos, neg = (self.reduction(jnp.stack(parts), 0) for parts in pairs)
+            if pos.shape != params[name].shape:
+                raise ShapeError(f"updates of {name} are {pos.shape}, and the parameter is {params[name].shape}")
             changed[name] = params[name] + bounds[name](params[name], pos, neg)
         return params | changed
 
@@ -60,7 +66,7 @@ class Normalization:
         epsilon: the least norm to divide by.
 
     Raises:
-        ValueError: for an order or a scale of 0.
+        ValueError: for an order or a scale of 0, an epsilon that is not above 0.
     """
 
     attr: str = "weight"
@@ -72,10 +78,15 @@ class Normalization:
     def __post_init__(self):
         if self.order == 0 or self.scale == 0:
             raise ValueError(f"Normalization: order and scale must not be 0, got {self.order!r} and {self.scale!r}")
+        require_positive(self, "epsilon")
 
     def __call__(self, params: PyTree) -> PyTree:
-        """Normalizes the parameter among ``params``."""
-        x = params[self.attr]
+        """Normalizes the parameter among ``params``.
+
+        Raises:
+            ValueError: if it is not there.
+        """
+        x = _named(self, params)
         return params | {self.attr: self.scale * x / jnp.maximum(_norm(x, self.order, self.dim), self.epsilon)}
 
 
@@ -109,5 +120,17 @@ class Clamping:
             raise ValueError(f"Clamping: min must be below max, got {self.min!r} and {self.max!r}")
 
     def __call__(self, params: PyTree) -> PyTree:
-        """Clamps the parameter among ``params``."""
-        return params | {self.attr: jnp.clip(params[self.attr], self.min, self.max)}
+        """Clamps the parameter among ``params``.
+
+        Raises:
+            ValueError: if it is not there.
+        """
+        return params | {self.attr: jnp.clip(_named(self, params), self.min, self.max)}
+
+
+def _named(hook: Normalization | Clamping, params: PyTree) -> Float[Array, "..."]:
+    if hook.attr not in params:
+        near = nearest(hook.attr, params)
+        name = type(hook).__name__
+        raise ValueError(f"{name}: no parameter is named {hook.attr!r}{near}; there are {', '.join(params)}")
+    return params[hook.attr]
