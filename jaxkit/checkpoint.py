@@ -20,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxkit import parallel
 from jaxkit.errors import UserError
+from jaxkit.parts import asked_for, with_strays
 
 CHECKSUMS = "checksums.json"
 REPLACED = "replaced-"
@@ -49,8 +50,7 @@ class Checkpoints:
         metric: str,
         mode: Literal["max", "min"],
     ):
-        # Orbax logs every phase of a save, and a failure five times with its traceback; ours reaches the user once.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _quieten()
         # By default each device writes a slice of a replicated array, and a program is compiled to cut every slice.
         whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
         ocp.type_handlers.register_type_handler(jax.Array, whole, override=True)
@@ -196,8 +196,12 @@ def set_damaged_aside(directory: str | Path) -> list[str]:
     return lines
 
 
-def restore(directory: str | Path, step: int, like: dict[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, Any]]:
+def restore(
+    directory: str | Path, step: int, like: dict[str, PyTree], partly: bool = False
+) -> tuple[dict[str, PyTree], dict[str, Any]]:
     """Reads items of a checkpoint onto the devices of ``like``'s arrays (shapes go to the first), and its meta data.
+
+    ``partly``: arrays that only the checkpoint has are read and left out.
 
     Raises:
         CheckpointError: if it is missing, damaged, or holds other arrays than ``like``.
@@ -209,20 +213,25 @@ def restore(directory: str | Path, step: int, like: dict[str, PyTree]) -> tuple[
     reason = damage(folder)
     if reason:
         raise CheckpointError(f"checkpoint {folder} is damaged: {reason}")
-    targets = {name: tree for name, tree in like.items() if jax.tree.leaves(tree)}
-    arguments = {name: ocp.args.StandardRestore(jax.tree.map(_target, tree)) for name, tree in targets.items()}
+    _quieten()
     handlers = {name: ocp.StandardCheckpointHandler() for name in like}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(meta=ocp.JsonCheckpointHandler(), **handlers)) as checkpointer:
         saved = checkpointer.metadata(folder).item_metadata
         trees = {name: saved[name].tree if holds(directory, step, name) else None for name in like}
-        problems = [line for name, tree in like.items() for line in _differences(name, trees[name], tree)]
+        wanted = {name: with_strays(tree, trees[name]) if partly else tree for name, tree in like.items()}
+        problems = [line for name, tree in wanted.items() for line in _differences(name, trees[name], tree)]
         if problems:
             raise CheckpointError(
                 f"checkpoint {folder} is of another model or optimizer than this config's: {len(problems)} differences"
                 + "".join(f"\n  {line}" for line in problems)
             )
+        targets = {name: jax.tree.map(_target, tree) for name, tree in wanted.items() if jax.tree.leaves(tree)}
+        arguments = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
         found = checkpointer.restore(folder, ocp.args.Composite(meta=ocp.args.JsonRestore(), **arguments))
-    return {name: found[name] if name in targets else tree for name, tree in like.items()}, found["meta"]
+    restored = {name: found[name] if name in targets else tree for name, tree in like.items()}
+    if partly:
+        restored = {name: asked_for(restored[name], tree) for name, tree in like.items()}
+    return restored, found["meta"]
 
 
 def meta(directory: str | Path, step: int) -> dict[str, Any]:
@@ -241,6 +250,12 @@ def meta(directory: str | Path, step: int) -> dict[str, Any]:
 def holds(directory: str | Path, step: int, item: str) -> bool:
     """Whether a checkpoint has an item of this name."""
     return (Path(directory) / str(step) / item).is_dir()
+
+
+def _quieten() -> None:
+    # Orbax logs every phase of a save, every item not asked for, and a failure five times with its traceback; ours
+    # reaches the user once.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def _differences(item: str, saved: PyTree | None, like: PyTree) -> list[str]:

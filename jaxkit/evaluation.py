@@ -69,3 +69,21 @@ def evaluate(evaluation: Evaluation, params: PyTree, state: PyTree, frozen: PyTr
     totals = {name: math.fsum(float(batch[name]) for batch in fetched) for name in fetched[0]}
     examples = totals.pop("examples")
     return {name: total / examples for name, total in totals.items()}
+
+
+def scores(task: Task, feed: Feed, variables: Variables, key: UInt32[Array, "2"]) -> dict[str, float]:
+    """Computes what a task has to say beyond means over examples; nothing where it has no ``score``.
+
+    One process sees but its part of the examples: with several there are no scores.
+    """
+    if task.score is None or jax.process_count() > 1:
+        return {}
+    preprocess = jax.jit(feed.preprocess)
+
+    def whole(batches):
+        for batch in batches():
+            examples = int(batch["mask"].sum())
+            yield preprocess({name: part[:examples] for name, part in batch.items() if name != "mask"})
+
+    found = task.score(variables, partial(whole, feed.train_pass), partial(whole, feed.eval_batches), key)
+    return {name: float(value) for name, value in found.items()}

@@ -1,7 +1,6 @@
 """One experiment from its config to its results: puts data, task, optimizer and loop together in a workdir."""
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -15,19 +14,19 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxkit import checkpoint, parallel, workdir
-from jaxkit.config import Config, load, source_config, with_sources
+from jaxkit.config import Config, source_config, with_sources
 from jaxkit.data import Source
 from jaxkit.data.feed import Feed, open_feed
 from jaxkit.data.sources import open_source
 from jaxkit.errors import ConfigError
-from jaxkit.evaluation import compiled_evaluation, evaluate
+from jaxkit.evaluation import scores
 from jaxkit.optimizer import make_optimizer
 from jaxkit.schedules import make_schedule
 from jaxkit.schema.model import Pretrained
 from jaxkit.starts import begun, digest, say, warmed
 from jaxkit.tasks import TASKS
-from jaxkit.tasks.task import Context, Task
-from jaxkit.tracking import Tracker, write_atomically
+from jaxkit.tasks.task import Context, Task, Variables
+from jaxkit.tracking import Tracker
 from jaxkit.train import Run, Trainer, initial_state, restored_state, saved_items
 
 DTYPES = {"no": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
@@ -59,7 +58,7 @@ def run(
     Raises:
         UserError: whatever the user can mend.
     """
-    with workdir.held(folder, wait), _precision(config):
+    with workdir.held(folder, wait), precision(config):
         if begin is not None and not force and (folder / "config.yaml").is_file():
             raise ConfigError(
                 f"{folder} holds a run: leave --from-torch out to go on with it, or overwrite it with --force"
@@ -88,7 +87,7 @@ def run(
         }
         for path, reason in source.corrupt().items():
             print(f"skipped {path}: {reason}", file=sys.stderr)
-        return workdir.finish(folder, config, train)
+        return workdir.finish(folder, config, train, _scores(trainer, config, folder) if job.task.score else {})
 
 
 def prepare(config: Config, folder: Path, read_weights: Callable | None = None) -> tuple[Source, Run]:
@@ -98,7 +97,7 @@ def prepare(config: Config, folder: Path, read_weights: Callable | None = None) 
         UserError: whatever is wrong with the config, the data or a teacher.
     """
     parallel.check_divides(config.data.batch_size, config.optimizer.accumulate)
-    source, feed, task, executor = _assemble(config, read_weights)
+    source, feed, task, executor = assemble(config, read_weights)
     steps, per_epoch = _length(config, len(source.train))
     metric, mode = config.ranking()
     return source, Run(
@@ -125,7 +124,7 @@ def _trainer(job: Run, start: int | None, begin: Callable | None) -> Trainer:
     if start is None:
         return Trainer(job, begun(begin, job, state) if begin else state, frozen, {}, note)
     found, meta = checkpoint.restore(job.workdir / "checkpoints", start, saved_items(state))
-    _check_frozen(job.workdir, meta, note["frozen"])
+    check_frozen(job.workdir, meta, note["frozen"])
     job.feed.restore(meta["loader"])
     return Trainer(job, restored_state(found, state), frozen, meta, note)
 
@@ -147,38 +146,16 @@ def _fit(trainer: Trainer, config: Config, folder: Path, plan: workdir.Plan) -> 
             trainer.fit(tracker, saved)
 
 
-def evaluate_run(folder: Path, step: int | None = None) -> dict[str, Any]:
-    """Evaluates one checkpoint of a workdir, the best by default. Trains nothing.
-
-    Raises:
-        UserError: if there is no run, no such step, or the checkpoint is damaged.
-    """
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"--workdir {folder}: no run is there ({folder / 'config.yaml'} does not exist)")
-    config = load(folder / "config.yaml")
-    step = step if step is not None else _best_or_last(folder, config)
-    with _precision(config):
-        _, feed, task, executor = _assemble(config)
-        batch = feed.preprocess(jax.tree.map(jnp.asarray, feed.first()))
-        key = jax.random.PRNGKey(config.train.seed)
-        variables = task.init(key, batch)
-        like = {"params": variables.params, "state": variables.state}
-        found = executor.replicate(load_step(folder / "checkpoints", step, like))
-        frozen = executor.replicate(variables.frozen)
-        _check_frozen(folder, checkpoint.meta(folder / "checkpoints", step), digest(frozen))
-        compiled = compiled_evaluation(task, feed, executor, key, found["params"], found["state"], frozen)
-        metrics = evaluate(compiled, found["params"], found["state"], frozen)
-    return {"step": step, **metrics}
-
-
-def write_evaluation(folder: Path, result: dict[str, Any]) -> None:
-    """Writes what :func:`evaluate_run` found to ``evaluation_<step>.json`` in the workdir."""
-    if jax.process_index() == 0:
-        write_atomically(folder / f"evaluation_{result['step']}.json", json.dumps(result, indent=2) + "\n")
+def _scores(trainer: Trainer, config: Config, folder: Path) -> dict[str, float]:
+    """What the task's ``score`` says of the best checkpoint."""
+    like = {"params": trainer.state.params, "state": trainer.state.state}
+    found = load_step(folder / "checkpoints", best_or_last(folder, config), like)
+    variables = Variables(found["params"], found["state"], trainer.frozen)
+    return scores(trainer.run.task, trainer.run.feed, variables, jax.random.PRNGKey(config.train.seed))
 
 
 def make_task(
-    config: Config, num_classes: int, executor: parallel.Executor, read_weights: Callable | None = None
+    config: Config, source: Source, executor: parallel.Executor, read_weights: Callable | None = None
 ) -> Task:
     """Makes the task that ``config.task`` names, for the data and the devices of this run.
 
@@ -187,11 +164,13 @@ def make_task(
     """
     sync = config.train.sync_batch_norm
     context = Context(
-        num_classes=num_classes,
+        num_classes=source.num_classes,
+        image_shape=source.image_shape,
         load_weights=load_weights if read_weights is None else partial(load_weights, read_weights=read_weights),
         read_weights=read_weights,
         dtype=DTYPES[config.train.precision],
         axis_name=executor.axis_name if sync else None,
+        mapped_axis=executor.axis_name,
         batch_groups=executor.devices if executor.axis_name is None and not sync else 1,
     )
     task = import_module(f"jaxkit.tasks.{TASKS[config.task.name]}").make(config.task, context)
@@ -201,15 +180,17 @@ def make_task(
 
 
 def load_weights(
-    source: Pretrained, like: dict[str, PyTree], read_weights: Callable | None = None
+    source: Pretrained, like: dict[str, PyTree], read_weights: Callable | None = None, *, partly: bool = False
 ) -> dict[str, PyTree]:
     """Reads ``params`` and ``state`` that a config points to; trains them first where it points to a config.
+
+    ``partly``: the checkpoint may hold more than ``like``, which is left out.
 
     Raises:
         UserError: if the run, the step or the checkpoint is not there, damaged, or of another model.
     """
     path = Path(pinned(source, read_weights).pinned)
-    return load_step(path.parent, int(path.name), like)
+    return load_step(path.parent, int(path.name), like, partly)
 
 
 def pinned(source: Pretrained, read_weights: Callable | None = None) -> Pretrained:
@@ -230,18 +211,18 @@ def pinned(source: Pretrained, read_weights: Callable | None = None) -> Pretrain
         if source.config is not None and workdir.finished(folder) is None:
             say([f"{source.config} is trained first, in {folder}"])
             run(config, folder, wait=True, read_weights=read_weights)
-        path = folder / "checkpoints" / str(_best_or_last(folder, config))
+        path = folder / "checkpoints" / str(best_or_last(folder, config))
     return source.model_copy(update={"pinned": str(path.absolute())})
 
 
-def load_step(directory: Path, step: int, like: dict[str, PyTree]) -> dict[str, PyTree]:
+def load_step(directory: Path, step: int, like: dict[str, PyTree], partly: bool = False) -> dict[str, PyTree]:
     """Reads ``params`` (their average, where the run kept one) and ``state`` of a checkpoint."""
     name = "averaged" if checkpoint.holds(directory, step, "averaged") else "params"
-    found, _ = checkpoint.restore(directory, step, {name: like["params"], "state": like["state"]})
+    found, _ = checkpoint.restore(directory, step, {name: like["params"], "state": like["state"]}, partly)
     return {"params": found[name], "state": found["state"]}
 
 
-def _assemble(config: Config, read_weights: Callable | None = None) -> tuple[Source, Feed, Task, parallel.Executor]:
+def assemble(config: Config, read_weights: Callable | None = None) -> tuple[Source, Feed, Task, parallel.Executor]:
     """Data, task and devices of a run."""
     if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
@@ -255,10 +236,10 @@ def _assemble(config: Config, read_weights: Callable | None = None) -> tuple[Sou
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return source, feed, make_task(config, source.num_classes, executor, read_weights), executor
+    return source, feed, make_task(config, source, executor, read_weights), executor
 
 
-def _precision(config: Config) -> contextlib.AbstractContextManager:
+def precision(config: Config) -> contextlib.AbstractContextManager:
     """Of matrix products in a run; left with it, for a run may train its teacher by another config first."""
     return jax.default_matmul_precision(config.train.matmul_precision)
 
@@ -272,12 +253,14 @@ def _length(config: Config, examples: int) -> tuple[int, float]:
     return steps, per_epoch
 
 
-def _check_frozen(folder: Path, meta: dict[str, Any], frozen: str) -> None:
+def check_frozen(folder: Path, meta: dict[str, Any], frozen: str) -> None:
+    """Raises ConfigError unless the frozen weights have the hash that the run began with."""
     if meta["frozen"] != frozen:
         raise ConfigError(f"{folder}: the frozen weights are not those that this run began with")
 
 
-def _best_or_last(folder: Path, config: Config) -> int:
+def best_or_last(folder: Path, config: Config) -> int:
+    """The step of the best checkpoint by the config's metric, or of the last where none is best."""
     directory = folder / "checkpoints"
     steps = checkpoint.saved_steps(directory)
     if not steps:

@@ -253,3 +253,11 @@ def accumulate(update: Callable, pieces: int) -> Callable:
         return (loss, (state, metrics)), jax.tree.map(lambda total: total / pieces, sums)
 
     return accumulated
+
+
+def weighed(loss: Array, metrics: dict[str, Array], grads: PyTree) -> tuple[Array, dict[str, Array], PyTree]:
+    """Divides the sums of a task that gives a ``weight`` by it; others are means already."""
+    if "weight" not in metrics:
+        return loss, metrics, grads
+    sums = loss, {name: value for name, value in metrics.items() if name != "weight"}, grads
+    return jax.tree.map(lambda total: total / metrics["weight"], sums)

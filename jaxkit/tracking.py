@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from einops import rearrange
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from jaxkit.config import Config
 from jaxkit.errors import ConfigError
+from jaxkit.pictures import grid, save_png
 
 
 class Tracker:
@@ -88,7 +88,7 @@ class Tracker:
             return
         picture = grid(images)
         (self.workdir / "samples").mkdir(exist_ok=True)
-        _save_png(self.workdir / "samples" / f"{step:08d}.png", picture)
+        save_png(self.workdir / "samples" / f"{step:08d}.png", picture)
         if self._board is not None:
             self._board.add_image("samples", picture, step, dataformats="HWC")
 
@@ -98,7 +98,7 @@ class Tracker:
             return
         (self.workdir / "pictures").mkdir(exist_ok=True)
         for name, picture in pictures.items():
-            _save_png(self.workdir / "pictures" / f"{name}_{step:08d}.png", picture)
+            save_png(self.workdir / "pictures" / f"{name}_{step:08d}.png", picture)
             if self._board is not None:
                 self._board.add_image(name, picture, step, dataformats="HWC")
 
@@ -207,16 +207,6 @@ def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
     part.replace(path)
 
 
-def grid(images: Float[np.ndarray, "n h w c"]) -> np.ndarray:
-    """Puts images in [0, 1] side by side, near to a square, black where there are none; uint8 ``[h w 3]``."""
-    columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    blank = np.zeros((rows * columns - len(images), *images.shape[1:]), images.dtype)
-    sheet = rearrange(np.concatenate([images, blank]), "(r k) h w c -> (r h) (k w) c", r=rows)
-    pixels = np.round(np.clip(sheet, 0, 1) * 255).astype(np.uint8)
-    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
-
-
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file so that it is there in full or not at all."""
     part = path.with_name(path.name + ".part")
@@ -224,14 +214,6 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
-
-
-def _save_png(path: Path, pixels: np.ndarray) -> None:
-    from PIL import Image
-
-    part = path.with_suffix(".part.png")
-    Image.fromarray(pixels).save(part)
     part.replace(path)
 
 

@@ -21,7 +21,7 @@ from jaxkit.checkpoint import Checkpoints
 from jaxkit.data.feed import Feed
 from jaxkit.evaluation import compiled_evaluation, evaluate
 from jaxkit.gallery import Gallery
-from jaxkit.optimizer import accumulate, averaged_params, loss_scale
+from jaxkit.optimizer import accumulate, averaged_params, loss_scale, weighed
 from jaxkit.schema.train import Train
 from jaxkit.stop import Interrupted, NonFinite, Stop
 from jaxkit.tasks.task import Task, Variables
@@ -48,6 +48,7 @@ def train_step(state: TrainState, frozen: PyTree, batch: PyTree, *, task, optimi
 
     variables = Variables(state.params, state.state, frozen)
     (loss, (moved, metrics)), grads = executor.mean(update(variables, batch, executor.layer_key(key_loss)))
+    loss, metrics, grads = weighed(loss, metrics, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     params = task.project(params) if task.project else params

@@ -152,8 +152,8 @@ def claim(folder: Path, config: Config, pinned: Config, plan: Plan) -> None:
     parallel.from_first_process(None)  # the others wait until it is done
 
 
-def finish(folder: Path, config: Config, train: dict[str, Any]) -> dict[str, Any]:
-    """Writes ``results.json``: best and last metrics, what ``train`` tells of the loop, devices, versions."""
+def finish(folder: Path, config: Config, train: dict[str, Any], scores: dict[str, float]) -> dict[str, Any]:
+    """Writes ``results.json``: scores, best and last metrics, what ``train`` tells of the loop, devices, versions."""
     metric, mode = config.ranking()
     records = [record for record in read_metrics(folder / "metrics.jsonl") if record["kind"] == "eval"]
     names = ("step", *type(config.task).METRICS)
@@ -162,6 +162,7 @@ def finish(folder: Path, config: Config, train: dict[str, Any]) -> dict[str, Any
     ranked = [record for record in evaluations if record[metric] is not None]
     devices = jax.devices()
     results = {
+        **scores,
         "best": max(ranked, key=lambda record: (sign * record[metric], record["step"]), default=None),
         "last": evaluations[-1] if evaluations else None,
         "train": train,

@@ -16,7 +16,7 @@ def main() -> None:
     """Parses, then imports what is heavy."""
     arguments = parser.parse_args()
     start_processes(arguments)
-    from jaxkit.experiment import evaluate_run, write_evaluation
+    from jaxkit.inference import evaluate_run, write_evaluation
 
     result = evaluate_run(arguments.workdir, arguments.step)
     print(json.dumps(result, indent=2))

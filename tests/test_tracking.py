@@ -12,7 +12,8 @@ from PIL import Image
 from jaxkit import tracking
 from jaxkit.config import Config, parse
 from jaxkit.errors import ConfigError
-from jaxkit.tracking import Tracker, Windows, draw_curves, grid, read_metrics
+from jaxkit.pictures import grid
+from jaxkit.tracking import Tracker, Windows, draw_curves, read_metrics
 
 
 def config(**changes) -> Config:
@@ -126,20 +127,24 @@ def test_without_tensorboard_no_folder_is_made(tmp_path):
 
 
 def test_a_grid_has_every_pixel_in_its_place_and_black_where_there_is_no_image():
-    images = np.random.default_rng(0).random((5, 2, 3, 3), np.float32)
+    images = np.random.default_rng(0).random((5, 50, 30, 3), np.float32)
     picture = grid(images)
-    assert picture.shape == (2 * 2, 3 * 3, 3)
     assert picture.dtype == np.uint8
-    expected = np.zeros((4, 9, 3), np.uint8)
+    expected = np.full((2 * 50 + 1, 3 * 30 + 2, 3), 64, np.uint8)
+    expected[51:, 62:] = 0
     for i, image in enumerate(images):
         row, column = divmod(i, 3)
-        expected[2 * row : 2 * row + 2, 3 * column : 3 * column + 3] = np.round(image * 255)
+        expected[51 * row : 51 * row + 50, 31 * column : 31 * column + 30] = np.round(image * 255)
     assert np.array_equal(picture, expected)
+    assert grid(images, columns=5).shape == (50, 5 * 30 + 4, 3)
 
 
 def test_a_grid_of_grey_images_is_grey_and_what_lies_outside_0_to_1_is_clipped():
     images = np.array([-0.5, 0.5, 1.5, 1.0], np.float32).reshape(4, 1, 1, 1)
-    assert grid(images).tolist() == [[[0] * 3, [128] * 3], [[255] * 3, [255] * 3]]
+    # each of its pixels, and of the line, is enlarged 48 times
+    small = grid(images)[::48, ::48]
+    assert small.tolist() == [[[0] * 3, [64] * 3, [128] * 3], [[64] * 3] * 3, [[255] * 3, [64] * 3, [255] * 3]]
+    assert np.array_equal(grid(images), np.kron(small, np.ones((48, 48, 1), np.uint8)))
 
 
 def test_samples_are_written_as_one_picture_that_reads_back_exactly(tmp_path):

@@ -261,7 +261,7 @@ def finish(folder, evaluations, **changes) -> dict:
     lines = [{"step": 1, "kind": "train", "loss": 9.0}]
     lines += [{"step": step, "kind": "eval", **values} for step, values in evaluations]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return workdir.finish(folder, config(**changes), {"steps": 20})
+    return workdir.finish(folder, config(**changes), {"steps": 20}, {})
 
 
 def test_results_have_the_best_and_the_last_evaluation(tmp_path):

@@ -21,6 +21,8 @@ class Feed(NamedTuple):
     """One pass in batches of one shape, with ``mask [b]``."""
     first_eval: Callable[[], Batch]
     """The first of ``eval_batches``, read without threads."""
+    train_pass: Callable[[], Iterator[Batch]]
+    """As ``eval_batches``, of the training examples."""
     augment: Callable
     """``keys [b 2], batch -> batch``: in training, inside the step."""
     preprocess: Callable
@@ -40,12 +42,13 @@ def open_feed(
     loader = Loader(
         source.train, config.batch_size, seed, config.threads, process_index, process_count, source.fingerprint
     )
-    evaluated = (source.test, eval_batch_size, process_index, process_count)
+    cut = (eval_batch_size, process_index, process_count)
     return Feed(
         batches=loader.batches,
         first=loader.first,
-        eval_batches=partial(eval_batches, *evaluated, config.threads),
-        first_eval=partial(first_eval_batch, *evaluated),
+        eval_batches=partial(eval_batches, source.test, *cut, config.threads),
+        first_eval=partial(first_eval_batch, source.test, *cut),
+        train_pass=partial(eval_batches, source.train, *cut, config.threads),
         augment=make_augment(config, source.image_shape),
         preprocess=make_preprocess(config, source.image_shape),
         position=loader.state,

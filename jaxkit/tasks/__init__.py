@@ -5,4 +5,6 @@ TASKS = {
     "distill": "distill",
     "spiking": "spiking",
     "spiking_stdp": "spiking_stdp",
+    "tokenizer": "tokenizer",
+    "maskgit": "maskgit",
 }

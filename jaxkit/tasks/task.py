@@ -36,7 +36,9 @@ class Task(NamedTuple):
     init: Callable
     """``key, batch -> Variables``"""
     loss: Callable
-    """``variables, batch, key -> scalar, (state, metrics)``: the mean over the batch, and scalars to log."""
+    """``variables, batch, key -> scalar, (state, metrics)``: the mean over the batch, and scalars to log. With a metric
+    ``weight`` both are sums: they and the gradients are divided by the weight of the whole batch, all devices, all
+    pieces."""
     evaluate: Callable
     """``variables, batch, key -> {name: [b]}``: metrics of each example."""
     sample: Callable | None = None
@@ -51,6 +53,12 @@ class Task(NamedTuple):
     """Lines to print before training."""
     warm_start: Callable | None = None
     """``Variables -> Variables, lines to print``: puts pretrained weights in place of initial ones as a run begins."""
+    draw: Callable | None = None
+    """``variables, key, batch -> images [n h w c]``: samples of what the batch asks for, such as ``label [n]``, or an
+    ``image`` with a ``mask [n h w]``, 1 where it is to be painted anew."""
+    score: Callable | None = None
+    """``variables, train, test, key -> {name: number}``: what is no mean over examples, of the best checkpoint at the
+    end. ``train()`` and ``test()`` begin a pass over each split's batches, preprocessed."""
 
 
 class Context(NamedTuple):
@@ -58,7 +66,8 @@ class Context(NamedTuple):
 
     num_classes: int
     load_weights: Callable[..., PyTree]
-    """``load_weights(source, like) -> tree``: the variables a config's ``Pretrained`` section points to."""
+    """``load_weights(source, like) -> tree``: the variables a config's ``Pretrained`` section points to; with
+    ``partly=True`` only those of ``like``, of more that the run has."""
     read_weights: Callable[..., tuple[PyTree, list[str]]] | None = None
     """``read_weights(path, model, variables) -> variables, lines to print``: a file's weights in place of a network's
     initial variables. None: the program reads no files of other frameworks."""
@@ -68,6 +77,10 @@ class Context(NamedTuple):
     """Mapped axis over which batch statistics are averaged."""
     batch_groups: int = 1
     """Parts of the batch normalised apart."""
+    mapped_axis: str | None = None
+    """Mapped axis of the devices, where there is one, for what is of the whole batch."""
+    image_shape: tuple[int, int, int] | None = None
+    """Height, width, channels."""
 
     @property
     def norm(self) -> Callable[..., BatchNorm]:

@@ -1,0 +1,161 @@
+"""The ``task`` section of a transformer that predicts the masked tokens of an image."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from jaxkit.schema.model import Pretrained
+from jaxkit.schema.section import Count, Fraction, Misfit, NonNegative, Positive, Section, one_of
+from jaxkit.schema.tokenizer import TokenizerSource
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Ratios = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False, min_length=1)]
+Pair = Annotated[tuple[NonNegative, NonNegative], Field(strict=False)]
+
+
+class MaskGitTransformer(Section):
+    """open-muse's transformer; Google's sizes for ImageNet are 24 layers of 768, 16 heads."""
+
+    name: Literal["maskgit_transformer"]
+    hidden_size: Count = 768
+    num_hidden_layers: Count = 12
+    num_attention_heads: Count = 12
+    intermediate_size: Count = 3072
+    hidden_dropout: Rate = 0.1
+    attention_dropout: Rate = 0.1
+    norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
+    layer_norm_eps: Positive = 1e-5
+    use_normformer: bool = True
+    use_encoder_layernorm: bool = True
+    use_mlm_layer: bool = True
+    use_mlm_layernorm: bool = True
+    use_bias: bool = False
+    initializer_range: Positive = 0.02
+    vocab_size: Count | None = None
+    """Codes, classes and the mask token. None: as many as there are."""
+    remat: bool = False
+    """Computes activations again in the backward pass, for memory."""
+    attention: Literal["xla", "cudnn"] | None = None
+    """Kernel of the attention; ``cudnn`` is flash attention, on GPUs, in half precision."""
+    pretrained: str | None = None
+    """Folder with weights of either framework to start from. Read when a run begins, and not again."""
+
+
+MODELS = {"maskgit_transformer": MaskGitTransformer}
+
+
+class Unconditional(Section):
+    """Images of any kind."""
+
+    name: Literal["none"]
+
+
+class Labels(Section):
+    """The class of each image, as a token before its own."""
+
+    name: Literal["class"]
+    dropout: Fraction = 0.0
+    """Probability of an image to lose its class, which guidance needs."""
+    parity: Literal["open-muse"] | None = None
+    """``open-muse``: the probability of an image to keep it, by mistake."""
+
+
+CONDITIONS = {"none": Unconditional, "class": Labels}
+
+
+class MaskSchedule(Section):
+    """The share of masked tokens of a time in [0, 1]."""
+
+    name: str = "cosine"
+    """cosine, linear, pow2 (any exponent), sigmoid, log, exp, arccos, square, root."""
+    constants: dict[str, float] = Field(default_factory=dict)
+    """Of ``sigmoid`` (start, end, tau), ``log`` and ``exp`` (tokens), ``pow`` (exponent)."""
+
+
+class Masking(Section):
+    """How tokens are masked in training, and what the loss is of."""
+
+    schedule: MaskSchedule = MaskSchedule()
+    min_rate: Fraction = 0.0
+    rectangle_probability: Fraction = 0.0
+    """Of a batch to have a rectangle masked in each image, and not places at random."""
+    noise: Literal["mask", "random_replace"] = "mask"
+    predict_all: bool = False
+    """The loss is of tokens not masked too, which weigh less."""
+    eval_ratios: Ratios | None = None
+    """Shares to choose from in evaluation, in the place of the schedule's."""
+
+
+class SoftCode(Section):
+    """Targets that are distributions over near codes, in the place of single ones."""
+
+    temperature: Positive = 1.0
+    stochastic: bool = False
+    """Whether the tokens seen are drawn from them too."""
+
+
+class Guidance(Section):
+    """How far samples are driven from those without a condition."""
+
+    strength: NonNegative
+    schedule: Literal["constant", "linear", "cosine", "power_cosine"] = "constant"
+    power: Positive | None = None
+    convention: Literal["scale", "weight"] = "scale"
+
+
+class Sampler(Section):
+    """How samples are decoded."""
+
+    method: Literal["maskgit", "lucidrains", "halton", "predict_all", "random_replace"] = "maskgit"
+    steps: Count = 12
+    schedule: MaskSchedule = MaskSchedule()
+    token_temperature: NonNegative | Pair = 1.0
+    """A number, or the first and the last step's."""
+    choice_temperature: NonNegative | Pair | None = None
+    """Of ``maskgit`` and ``lucidrains``. A number t falls to 0 as t (1 - step / steps), Google's way."""
+    guidance: Guidance | None = None
+    top_k: Positive | None = None
+    top_p: Positive | None = None
+    rolled: bool = False
+
+
+class Score(Section):
+    """What samples are judged by at the end of a run."""
+
+    classifier: Pretrained
+    """Its features give FID, its classes the accuracy of class-conditional samples."""
+    samples: Count = 1000
+    feature: str = "pre_logits"
+
+
+class MaskGit(Section):
+    """Masked generative transformers: MaskGIT, Muse."""
+
+    METRICS: ClassVar[dict[str, str]] = {"loss": "min", "token_accuracy": "max"}
+
+    name: Literal["maskgit"]
+    tokenizer: TokenizerSource
+    encode_chunk: Count | None = None
+    """Images that the tokenizer takes at once. None: all."""
+    model: one_of(MODELS)
+    condition: one_of(CONDITIONS) = Unconditional(name="none")
+    masking: Masking = Masking()
+    label_smoothing: Fraction = 0.0
+    soft_code: SoftCode | None = None
+    sampler: Sampler = Sampler()
+    score: Score | None = None
+
+    @model_validator(mode="after")
+    def _goes_together(self):
+        if self.sampler.guidance is not None and getattr(self.condition, "dropout", 0.0) == 0.0:
+            problem = "needs images that have lost their condition: set task.condition.dropout"
+            raise Misfit({"sampler.guidance": problem})
+        if self.soft_code is not None and self.label_smoothing:
+            raise Misfit({"label_smoothing": "is of hard targets; soft_code has soft ones"})
+        if (self.sampler.method == "random_replace") != (self.masking.noise == "random_replace"):
+            problem = f"{self.sampler.method} does not go with masking.noise {self.masking.noise}"
+            raise Misfit({"sampler.method": problem})
+        return self
+
+
+SECTION = MaskGit
