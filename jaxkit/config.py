@@ -15,7 +15,7 @@ from jaxkit.errors import ConfigError
 from jaxkit.problems import nearest, no_mapping, problems
 from jaxkit.schema import task_section
 from jaxkit.schema.data import SOURCES
-from jaxkit.schema.model import Model, Pretrained
+from jaxkit.schema.model import Pretrained
 from jaxkit.schema.optimizer import OPTIMIZERS
 from jaxkit.schema.section import Misfit, Section, one_of
 from jaxkit.schema.train import Tracking, Train
@@ -187,7 +187,7 @@ def with_sources(section, change: Callable[[Pretrained], Pretrained]):
     return section
 
 
-def trained_model(task: Section) -> Model | None:
+def trained_model(task: Section) -> Section | None:
     """The model that a ``task`` section trains, if it names one."""
     return getattr(task, "model", None) or getattr(task, "student", None)
 
@@ -209,8 +209,9 @@ def _with_model(source: Pretrained, above: tuple[str, ...]) -> Pretrained:
         return source
     task = source_config(source, above).task
     model = trained_model(task)
-    if model is None:
-        raise ConfigError(f"{above[-1]}: the task {task.name!r} of {source} trains no model that could teach")
+    if not isinstance(model, type(source).KINDS):
+        where = source.config or source.workdir or source.checkpoint
+        raise ConfigError(f"{above[-1]}: {where} is of the task {task.name!r}, which trains no {type(source).WANTED}")
     model = model.model_copy(update={"pretrained": None})  # the run has weights of its own by now
     if source.model not in (None, model):
         raise ConfigError(

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxkit.optimizer import accumulate
+from jaxkit.optimizer import accumulate, weighed
 
 
 class Variables(NamedTuple):
@@ -112,3 +112,30 @@ def test_a_batch_that_cannot_be_cut_evenly_is_refused():
     variables, batch, key = problem(size=50)
     with pytest.raises(ValueError, match="a batch of 50 examples cannot be cut into 4 equal pieces"):
         accumulate(update, 4)(variables, batch, key)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 4])
+def test_sums_with_a_weight_give_the_mean_over_all_pieces_however_unequal(pieces):
+    variables, batch, key = problem()
+
+    def total(params, state, frozen, batch, key):
+        hidden = jnp.tanh(batch["x"] @ params["w1"] + frozen)
+        costs = ((hidden @ params["w2"])[:, 0] - batch["y"]) ** 2
+        weight = batch["weight"]
+        return jnp.sum(weight * costs), (state, {"weight": jnp.sum(weight), "cost": jnp.sum(weight * costs)})
+
+    def summed(variables, batch, key):
+        gradient = jax.value_and_grad(total, has_aux=True)
+        return gradient(variables.params, variables.state, variables.frozen, batch, key)
+
+    def mean(params):
+        value, (_, metrics) = total(params, None, variables.frozen, batch, key)
+        return value / metrics["weight"]
+
+    (loss, (_, metrics)), gradients = accumulate(summed, pieces)(variables, batch, key)
+    loss, metrics, gradients = weighed(loss, metrics, gradients)
+    value, expected = jax.value_and_grad(mean)(variables.params)
+    assert set(metrics) == {"cost"}
+    assert float(loss) == pytest.approx(float(value), rel=1e-5)
+    assert float(metrics["cost"]) == pytest.approx(float(value), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradients, expected)

@@ -44,7 +44,7 @@ def open_feed(
     )
     cut = (eval_batch_size, process_index, process_count)
     return Feed(
-        batches=loader.batches,
+        batches=partial(_first_again, loader) if config.one_batch else loader.batches,
         first=loader.first,
         eval_batches=partial(eval_batches, source.test, *cut, config.threads),
         first_eval=partial(first_eval_batch, source.test, *cut),
@@ -54,3 +54,9 @@ def open_feed(
         position=loader.state,
         restore=loader.restore,
     )
+
+
+def _first_again(loader: Loader, start: int) -> Iterator[Batch]:
+    batch = loader.first()
+    while True:
+        yield batch

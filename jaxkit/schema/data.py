@@ -41,6 +41,8 @@ class Data(Section):
     normalize: Literal["none", "cifar100", "cifar100_repdistiller", "tiny_imagenet", "imagenet"] | Normalize = "none"
     threads: Count = 8
     """Threads that read and decode examples ahead of need."""
+    one_batch: bool = False
+    """Every update sees the first batch again: whatever learns must bring its loss down to that of knowing it."""
 
 
 class Digits(Data):

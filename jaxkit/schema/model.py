@@ -1,6 +1,6 @@
 """The sections that name a model and where its weights come from."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -48,6 +48,10 @@ class Model(Section):
 
 class Pretrained(Section):
     """Where a frozen model comes from: a run's workdir, one of its checkpoints, or a config to be trained first."""
+
+    KINDS: ClassVar[tuple[type[Section], ...]] = (Model,)
+    """What the run must have trained, and what to call it."""
+    WANTED: ClassVar[str] = "classifier"
 
     workdir: str | None = None
     """The best checkpoint of this run."""

@@ -82,6 +82,9 @@ MODELS = {"vqgan": VQGAN, "movq": MoVQ, "maskgit_vqgan": MaskGitVQGAN, "paella_v
 class TokenizerSource(Pretrained):
     """Where a frozen tokenizer comes from: a run of the task ``tokenizer``, as teachers come from theirs."""
 
+    KINDS: ClassVar[tuple[type[Section], ...]] = tuple(MODELS.values())
+    WANTED: ClassVar[str] = "tokenizer"
+
     cache: str = "runs/tokenizers"
     model: one_of(MODELS) | None = None
 

@@ -46,7 +46,7 @@ def make(config: Tokenizer, context: Context) -> Task:
         collections = dict(jax.jit(model.init)(key_model, images))
         params = {"tokenizer": collections.pop("params")}
         if judge:
-            params["discriminator"] = judge.init(key_judge, images)["params"]
+            params["discriminator"] = jax.jit(judge.init)(key_judge, images)["params"]
         frozen = {}
         if classifier:
             frozen = context.load_weights(config.perceptual.classifier, shapes(classifier, key, images))

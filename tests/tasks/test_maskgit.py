@@ -1,0 +1,222 @@
+"""Masked generative transformers: what a step learns from, what evaluation reads, what is drawn."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import small_config
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxkit.config import parse
+from jaxkit.errors import ConfigError
+from jaxkit.experiment import run
+from jaxkit.inference import sample_run, score_run
+from jaxkit.schema.maskgit import MaskGit
+from jaxkit.tasks import maskgit
+from jaxkit.tasks.task import Context
+from runs import arrays, identical
+
+KEY = jax.random.PRNGKey(0)
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+TOKENIZER = {
+    "name": "vqgan",
+    "resolution": 8,
+    "num_channels": 1,
+    "hidden_channels": 4,
+    "channel_mult": [1, 1],
+    "num_res_blocks": 1,
+    "no_attn_mid_block": True,
+    "z_channels": 4,
+    "num_embeddings": 16,
+    "quantized_embed_dim": 4,
+    "norm_num_groups": 2,
+}
+MODEL = {
+    "name": "maskgit_transformer",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+
+
+def drawn(source, like, partly=False):
+    """Random weights in the place of those of a run."""
+    leaves, tree = jax.tree.flatten(like)
+    rng = np.random.default_rng(0)
+    return jax.tree.unflatten(tree, [jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype) for leaf in leaves])
+
+
+CONTEXT = Context(num_classes=4, load_weights=drawn, image_shape=(8, 8, 1))
+
+
+def section(model=MODEL, **changes) -> dict:
+    tokenizer = {"workdir": "somewhere", "model": TOKENIZER}
+    return {"name": "maskgit", "tokenizer": tokenizer, "model": model, "condition": {"name": "class"}, **changes}
+
+
+def task(**changes):
+    return maskgit.make(MaskGit.model_validate(section(**changes)), CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.random((8, 8, 8, 1)), jnp.float32)
+    return {"image": images, "label": jnp.arange(8, dtype=jnp.int32) % 4}
+
+
+def mean_loss(made, variables, batch, key=KEY):
+    total, (_, metrics) = jax.jit(made.loss, compiler_options=QUICK)(variables, batch, key)
+    return float(total / metrics["weight"])
+
+
+def test_loss_and_metrics_are_sums_over_masked_tokens_and_their_weight_is_the_number_of_those(batch):
+    made = task()
+    variables = made.init(KEY, batch)
+    total, (state, metrics) = jax.jit(made.loss, compiler_options=QUICK)(variables, batch, KEY)
+    assert state == {}
+    assert float(metrics["weight"]) == pytest.approx(float(metrics["mask_rate"] / metrics["weight"]) * 8 * 16)
+    # a network that knows nothing yet
+    assert float(total / metrics["weight"]) == pytest.approx(np.log(16), rel=0.1)
+
+
+def test_eight_devices_compute_what_one_does(batch):
+    made = task(condition={"name": "class", "dropout": 0.5}, masking={"rectangle_probability": 0.5})
+    variables = made.init(KEY, batch)
+    one = mean_loss(made, variables, batch)
+    split = NamedSharding(Mesh(np.array(jax.devices()), ("b",)), PartitionSpec("b"))
+    eight = mean_loss(made, variables, jax.device_put(batch, split))
+    # float32 sums in another order
+    assert eight == pytest.approx(one, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    raw = small_config(
+        task={"name": "tokenizer", "model": TOKENIZER},
+        optimizer={"name": "adam", "learning_rate": 3e-3},
+        train__steps=30,
+        train__eval_every=30,
+        train__checkpoint_every=30,
+    )
+    raw["data"].pop("augment")
+    folder = tmp_path_factory.mktemp("tokenizer")
+    run(parse(raw, "tokenizer"), folder)
+    return folder
+
+
+def test_a_batch_that_is_seen_again_and_again_is_known_by_heart(tokenizer, tmp_path):
+    from sklearn.datasets import load_digits
+
+    # one image of each class: what is masked entirely is known by its class
+    images = (load_digits().images[:8, :, :, None] * 15).astype(np.uint8)
+    split = {"images": images, "labels": np.arange(8)}
+    np.savez(tmp_path / "eight.npz", **{f"{name}_{k}": v for name in ("train", "test") for k, v in split.items()})
+    raw = small(tokenizer, model={**MODEL, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4})
+    raw["data"] = {"name": "arrays", "path": str(tmp_path / "eight.npz"), "one_batch": True, "batch_size": 8}
+    raw["optimizer"] = {"name": "adam", "learning_rate": 2e-3, "schedule": {"name": "cosine"}}
+    raw["train"] |= {"steps": 300, "eval_every": 300, "checkpoint_every": 300, "log_every": 20}
+    run(parse(raw, "one batch"), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["kind"] == "train"][-1]
+    # of ln 16 = 2.77
+    assert last["loss"] < 0.1
+
+
+def small(tokenizer, **changes) -> dict:
+    raw = small_config(task=section(**changes) | {"tokenizer": {"workdir": str(tokenizer)}})
+    raw["data"].pop("augment")
+    raw["optimizer"] = {"name": "adamw", "learning_rate": 1e-3, "ema": {"decay": 0.9}, "accumulate": 2}
+    raw["train"] |= {"steps": 8, "eval_every": 4, "checkpoint_every": 4}
+    return raw
+
+
+def test_a_run_draws_scores_and_resumes_to_the_same_bytes(tokenizer, tmp_path):
+    classifier = small_config(train__steps=4, train__eval_every=4, train__checkpoint_every=4)
+    run(parse(classifier, "classifier"), tmp_path / "classifier")
+    score = {"classifier": {"workdir": str(tmp_path / "classifier")}, "samples": 100}
+    guided = {"steps": 3, "guidance": {"strength": 1.5}}
+    raw = small(tokenizer, score=score, sampler=guided, condition={"name": "class", "dropout": 0.2})
+    results = run(parse(raw, "maskgit"), tmp_path / "run")
+    assert {"fid", "fid_train_vs_test", "class_conditional_accuracy"} <= set(results)
+    assert results["fid"] > results["fid_train_vs_test"] > 0
+    assert (tmp_path / "run" / "samples" / "00000008.png").stat().st_size > 100
+    assert (tmp_path / "run" / "pictures" / "inpainting_00000008.png").stat().st_size > 100
+
+    half = {**raw, "train": {**raw["train"], "steps": 4}}
+    run(parse(half, "half"), tmp_path / "half")
+    run(parse(raw, "maskgit"), tmp_path / "half")
+    assert identical(arrays(tmp_path / "run", 8), arrays(tmp_path / "half", 8))
+
+    again = score_run(tmp_path / "run", 8)
+    assert set(again) == {"fid", "fid_train_vs_test", "class_conditional_accuracy"}
+    images = sample_run(tmp_path / "run", 3, label=7, seed=1)
+    assert images.shape == (3, 8, 8, 1)
+    assert np.array_equal(images, sample_run(tmp_path / "run", 3, label=7, seed=1))
+    assert not np.array_equal(images, sample_run(tmp_path / "run", 3, label=7, seed=2))
+    with pytest.raises(ConfigError, match="--class 10: the classes are 0 to 9"):
+        sample_run(tmp_path / "run", 1, label=10)
+
+
+def test_what_is_painted_anew_leaves_the_rest_of_an_image_as_it_was(batch):
+    made = task()
+    variables = made.init(KEY, batch)
+    mask = jnp.zeros((8, 8, 8)).at[:, :, 4:].set(1)
+    draw = jax.jit(made.draw, compiler_options=QUICK)
+    painted = draw(variables, KEY, {**batch, "mask": mask})
+    np.testing.assert_array_equal(painted[:, :, :4], batch["image"][:, :, :4])
+    assert not np.array_equal(painted[:, :, 4:], batch["image"][:, :, 4:])
+    nothing = draw(variables, KEY, {**batch, "mask": jnp.zeros((8, 8, 8))})
+    np.testing.assert_array_equal(nothing, batch["image"])
+
+
+def test_soft_targets_cost_least_where_the_network_agrees_with_them(batch):
+    for soft in ({"temperature": 0.5}, {"temperature": 0.5, "stochastic": True}):
+        made = task(soft_code=soft)
+        assert np.isfinite(mean_loss(made, made.init(KEY, batch), batch))
+    # targets of no temperature are the hard ones
+    cold, hard = task(soft_code={"temperature": 1e-6}), task()
+    variables = hard.init(KEY, batch)
+    assert mean_loss(cold, variables, batch) == pytest.approx(mean_loss(hard, variables, batch), rel=1e-5)
+
+
+def test_a_tokenizer_that_takes_few_images_at_once_gives_the_same_loss(batch):
+    whole, chunked = task(), task(encode_chunk=3)
+    variables = whole.init(KEY, batch)
+    assert mean_loss(chunked, variables, batch) == mean_loss(whole, variables, batch)
+
+
+def test_evaluation_masks_by_the_ratios_it_is_given(batch):
+    made = task(masking={"eval_ratios": [1.0]})
+    variables = made.init(KEY, batch)
+    evaluate = jax.jit(made.evaluate, compiler_options=QUICK)
+    found, again = (evaluate(variables, batch, jax.random.PRNGKey(seed)) for seed in (0, 1))
+    # all is masked whatever the key
+    np.testing.assert_allclose(found["loss"], again["loss"], rtol=1e-6)
+    assert found["token_accuracy"].shape == (8,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": {"guidance": {"strength": 2.0}}}, "set task.condition.dropout"),
+        ({"soft_code": {}, "label_smoothing": 0.1}, "soft_code has soft ones"),
+        ({"sampler": {"method": "random_replace"}}, "does not go with masking.noise mask"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        MaskGit.model_validate(section(**changes))
+
+
+def test_a_vocabulary_that_is_too_small_and_images_that_are_no_whole_tokens_are_refused():
+    with pytest.raises(ConfigError, match="21 or more do"):
+        task(model={**MODEL, "vocab_size": 20})
+    odd = CONTEXT._replace(image_shape=(8, 9, 1))
+    with pytest.raises(ConfigError, match="8 x 9 are not cut into tokens of 2 pixels"):
+        maskgit.make(MaskGit.model_validate(section()), odd)
