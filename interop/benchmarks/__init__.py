@@ -2,5 +2,6 @@
 
 SUITES = {
     "conversion": "memory and time of convert.py on a sharded bfloat16 checkpoint of 2.1 GB; Linux only, needs 9 GB",
+    "maskgit": "a masked transformer's forward pass, training step and sampling against diffusers'",
     "spiking": "spiking connections and plasticity against inferno-ai, on the same machine in the same run",
 }

@@ -2,8 +2,7 @@
 
 import json
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from jax import lax
 
 from interop.benchmarks import quickstart
 from interop.benchmarks.growth import draw_growth
+from interop.benchmarks.timing import milliseconds, torch_milliseconds
 from jaxkit.errors import ConfigError
 from jaxkit.spiking.connections import LinearDense
 from jaxkit.spiking.encoders import HomogeneousPoissonEncoder
@@ -92,7 +92,7 @@ def plasticity(batch: int = 20, neurons: int = 100, time_steps: int = 250) -> Fi
     encode = jax.jit(encoder).lower(key, pixels).compile()
     neural, *_ = quickstart.inferno()
     their_encoder = neural.HomogeneousPoissonEncoder(time_steps, 1.0, frequency=FREQUENCY)
-    theirs = _torch_milliseconds(partial(their_encoder, torch.tensor(pixels))) / time_steps
+    theirs = torch_milliseconds(partial(their_encoder, torch.tensor(pixels))) / time_steps
     ours = milliseconds(encode, key, pixels) / time_steps
     yield "encoding, inferno", theirs, "ms a step"
     yield "encoding, ours", ours, "ms a step"
@@ -101,7 +101,7 @@ def plasticity(batch: int = 20, neurons: int = 100, time_steps: int = 250) -> Fi
     spikes = np.asarray(encode(key, pixels))
     mine = milliseconds(quickstart.in_jaxkit(weight, spikes)) / time_steps
     yield "learning, ours", mine, "ms a step"
-    learn = _torch_milliseconds(quickstart.in_inferno(weight, spikes)) / time_steps
+    learn = torch_milliseconds(quickstart.in_inferno(weight, spikes)) / time_steps
     yield "learning, inferno", learn, "ms a step"
     yield "learning, inferno / ours", learn / mine, "times"
     yield "both, inferno / ours", (learn + theirs) / (mine + ours), "times"
@@ -171,33 +171,4 @@ def inferno_dense(batch: int, inputs: int, outputs: int, steps: int, time_steps:
     connection.delay = torch.rand(outputs, inputs) * steps
     frames = [(torch.rand(batch, inputs) < 0.1).float() for _ in range(time_steps)]
     with torch.no_grad():
-        return _torch_milliseconds(lambda: [connection(frame) for frame in frames]) / time_steps
-
-
-def milliseconds(program: Callable, *arguments, repeats: int = 5) -> float:
-    """The fastest of some runs of a compiled program."""
-    return _fastest(lambda: jax.block_until_ready(program(*arguments)), repeats)
-
-
-def _torch_milliseconds(run: Callable) -> float:
-    """The fastest of some runs in torch, with one thread or with all: small operations are often faster with one."""
-    threads = torch.get_num_threads()
-    found = []
-    for count in (1, threads):
-        torch.set_num_threads(count)
-        found.append(_fastest(run, repeats=3))
-    return min(found)
-
-
-def _fastest(run: Callable, repeats: int, at_least: float = 0.5) -> float:
-    """Milliseconds of the fastest run, of ``repeats`` or of as many as ``at_least`` seconds hold.
-
-    What else the machine does comes in bursts: short programs are run until there was a quiet moment.
-    """
-    run()
-    seconds = []
-    while len(seconds) < repeats or sum(seconds) < at_least:
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return 1000 * min(seconds)
+        return torch_milliseconds(lambda: [connection(frame) for frame in frames]) / time_steps

@@ -16,7 +16,7 @@ from jaxkit.sampling.editing import composite, token_mask
 from jaxkit.sampling.masked import sample_tokens
 from jaxkit.sampling.schedules import mask_schedule
 from jaxkit.schema.maskgit import MaskGit
-from jaxkit.tasks import image_tokens
+from jaxkit.tasks import image_tokens, mask_analysis
 from jaxkit.tasks.masked_network import logits_of, network, sampler
 from jaxkit.tasks.sample_scores import judge
 from jaxkit.tasks.task import Context, Pictures, Task, Variables
@@ -123,17 +123,31 @@ def make(config: MaskGit, context: Context) -> Task:
         real = ((batch["image"] for batch in split()) for split in (train, test))
         return judges.score(variables.frozen["classifier"], drawn, *real)
 
+    def hide(key, tokens, mask):
+        replaced = config.masking.noise == "random_replace"
+        noise = jax.random.randint(key, tokens.shape, 0, codebook_size) if replaced else net.mask_token
+        return jnp.where(mask, noise, tokens)
+
     def trace(variables, batch, key):
-        """Real images, what the tokenizer makes of them, the same with their right half masked, and filled in again."""
-        images, key_fill = batch["image"], jax.random.fold_in(key, 1)
+        """Images: real ones, what the tokenizer makes of them, their left halves, and these filled up. An analysis."""
+        images, conditions = batch["image"], net.conditions(batch)
+        key_fill, key_analysis = jax.random.split(key)
         tokens = code(variables.frozen, images)
         half = jnp.where(jnp.arange(grid[1]) < grid[1] // 2, tokens, net.mask_token)
         again = jnp.clip(tokenizer.apply(variables.frozen["tokenizer"], tokens, method="decode_code"), 0, 1)
         hidden = jnp.where(jnp.arange(images.shape[2])[:, None] < images.shape[2] // 2, images, 0.5)
-        found = filled(variables, key_fill, half, net.conditions(batch))
-        return jnp.concatenate([images, again, hidden, found])
+        shown = jnp.concatenate([images, again, hidden, filled(variables, key_fill, half, conditions)])
 
-    shown = Pictures(trace, lambda traced: {"inpainting": pictures.grid(traced, len(traced) // 4)})
+        def predict(seen):
+            return net.apply(variables.params, seen, conditions)[..., :codebook_size]
+
+        return shown, mask_analysis.analyse(key_analysis, predict, tokens, hide)
+
+    def draw_traced(traced):
+        shown, analysis = traced
+        return {"inpainting": pictures.grid(shown, len(shown) // 4), "predictions": mask_analysis.draw(analysis)}
+
+    shown = Pictures(trace, draw_traced)
     return Task(init, loss, evaluate, sample, pictures=shown, draw=draw, score=score if judges else None)
 
 

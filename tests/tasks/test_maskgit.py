@@ -15,6 +15,7 @@ from jaxkit.experiment import run
 from jaxkit.inference import sample_run, score_run
 from jaxkit.schema.maskgit import MaskGit
 from jaxkit.tasks import maskgit
+from jaxkit.tasks.mask_analysis import analyse, draw
 from jaxkit.tasks.task import Context
 from runs import arrays, identical
 
@@ -146,7 +147,8 @@ def test_a_run_draws_scores_and_resumes_to_the_same_bytes(tokenizer, tmp_path):
     assert {"fid", "fid_train_vs_test", "class_conditional_accuracy"} <= set(results)
     assert results["fid"] > results["fid_train_vs_test"] > 0
     assert (tmp_path / "run" / "samples" / "00000008.png").stat().st_size > 100
-    assert (tmp_path / "run" / "pictures" / "inpainting_00000008.png").stat().st_size > 100
+    for name in ("inpainting", "predictions"):
+        assert (tmp_path / "run" / "pictures" / f"{name}_00000008.png").stat().st_size > 100
 
     half = {**raw, "train": {**raw["train"], "steps": 4}}
     run(parse(half, "half"), tmp_path / "half")
@@ -220,3 +222,18 @@ def test_a_vocabulary_that_is_too_small_and_images_that_are_no_whole_tokens_are_
     odd = CONTEXT._replace(image_shape=(8, 9, 1))
     with pytest.raises(ConfigError, match="8 x 9 are not cut into tokens of 2 pixels"):
         maskgit.make(MaskGit.model_validate(section()), odd)
+
+
+def test_an_analysis_of_a_network_that_knows_nothing_or_everything_says_so():
+    tokens = jax.random.randint(KEY, (3, 4, 4), 0, 16)
+    hide = lambda key, tokens, mask: jnp.where(mask, 16, tokens)  # noqa: E731
+    nothing = analyse(KEY, lambda seen: jnp.zeros((*seen.shape, 16)), tokens, hide)
+    for entropy in (nothing.cross_entropy, nothing.pixel_entropy, nothing.image_entropy):
+        np.testing.assert_allclose(entropy, np.log(16), rtol=1e-5)
+    np.testing.assert_allclose(nothing.probabilities, 1 / 16, rtol=1e-5)
+    everything = analyse(KEY, lambda seen: 100.0 * jax.nn.one_hot(tokens, 16), tokens, hide)
+    np.testing.assert_allclose(everything.cross_entropy, 0, atol=1e-5)
+    np.testing.assert_array_equal(everything.accuracy, 1)
+    # of one token the mean prediction is its own; of all of them there are as many as codes in the image
+    assert float(everything.image_entropy[-1]) > float(everything.image_entropy[0])
+    assert draw(jax.device_get(everything)).shape[2] == 3
