@@ -113,7 +113,7 @@ def _built(value: Any, path: str, problems: list[str]) -> Any:
         )
     kind, count = KINDS[value["kind"]], len(problems)
     known = fields(kind)
-    for name in value.keys() - known.keys() - {"kind"}:
+    for name in (name for name in value if name not in known and name != "kind"):
         problems.append(f"{path}.{name} is unknown{nearest(name, known)}")
     for name in (name for name, (_, needed) in known.items() if needed and name not in value):
         problems.append(f"{path}.{name} is missing")
@@ -124,12 +124,13 @@ def _built(value: Any, path: str, problems: list[str]) -> Any:
 
 
 def _read(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
+    # first: a part may be named as the keys are that tell the others
+    if path.endswith((".connections", ".neurons")) and isinstance(value, Mapping):
+        return {name: _built(part, f"{path}.{name}", problems) for name, part in value.items()}
     if isinstance(value, Mapping) and "kind" in value:
         return _built(value, path, problems)
     if isinstance(value, Mapping) and "surrogate" in value:
         return _made(lambda: surrogate_named(value["surrogate"])(value["sharpness"]), path, problems)
-    if path.endswith((".connections", ".neurons")) and isinstance(value, Mapping):
-        return {name: _built(part, f"{path}.{name}", problems) for name, part in value.items()}
     if path.endswith(".dtype"):
         return _made(lambda: np.dtype(value), path, problems)
     try:

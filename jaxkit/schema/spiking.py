@@ -15,7 +15,7 @@ class Window(Section):
     """Steps of time."""
     end: Positive
     steps: Count
-    """Of training."""
+    """Of training; with ``optimizer.accumulate`` a step for each piece of a batch."""
 
 
 class Delay(Section):
@@ -30,7 +30,8 @@ class Delay(Section):
     """Whether spikes arrive at whole steps, as by ``previous``, and only the gradient is that of ``interpolation``."""
     window: Window | None = None
     learned: bool = True
-    """Whether delays move; else they stay as drawn, uniform over the range."""
+    """Whether delays get a gradient; else they stay as drawn, uniform over the range, unless ``optimizer.weight_decay``
+    takes them along: name them in ``no_decay``."""
 
     @model_validator(mode="after")
     def _fits(self):

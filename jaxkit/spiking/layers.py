@@ -66,7 +66,7 @@ class Layer(nn.Module):
             ShapeError: for a connection without parameters.
         """
         connections = self.parts()[0]
-        if missing := ", ".join(set(connections) - set(params)):
+        if missing := ", ".join(name for name in connections if name not in params):
             raise ShapeError(
                 f"{type(self).__name__}: no parameters of {missing}; given are those of {', '.join(params)}"
             )

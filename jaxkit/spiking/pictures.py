@@ -53,15 +53,17 @@ def draw_membranes(
     spikes: Num[np.ndarray, "t n"] | Bool[np.ndarray, "t n"],
     step_time: float,
     *,
+    unit: str = "mV",
     dpi: int = 110,
 ) -> Image:
     """Draws voltages over time, each neuron in a panel, under its threshold; a dot above it marks a spike.
 
     Args:
-        voltage: mV, after each step (a neuron that fired is at its reset); a few neurons of one example.
-        threshold: mV; of one number, or as it adapts.
+        voltage: after each step (a neuron that fired is at its reset); a few neurons of one example.
+        threshold: one number, or as it adapts.
         spikes: of the same neurons.
         step_time: ms
+        unit: of voltages and thresholds.
         dpi: pixels an inch; the picture is 9 inches wide.
     """
     threshold = np.broadcast_to(threshold, voltage.shape)
@@ -76,7 +78,7 @@ def draw_membranes(
         fired = times[spikes[:, neuron] != 0]
         panel.plot(fired, np.full(len(fired), top), "o", color=INK, markersize=3.5, label="spike")
         panel.set_title(f"neuron {neuron}", fontsize=9, loc="left")
-        panel.set_ylabel("mV")
+        panel.set_ylabel(unit)
     panels[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=8, frameon=False, borderaxespad=0)
     panels[-1].set(xlabel="time (ms)", xlim=(0, times[-1]))
     return _pixels(figure)

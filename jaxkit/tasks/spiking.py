@@ -1,14 +1,17 @@
 """Classification by a spiking network: surrogate gradients teach its weights and delays."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxkit.losses.classification import cross_entropy
-from jaxkit.schema.spiking import Delay, Spiking
+from jaxkit.schema.spiking import Delay, Network, Spiking
 from jaxkit.spiking.network import SpikingNetwork
 from jaxkit.spiking.pictures import draw_delays, draw_membranes, draw_raster, draw_receptive_fields
 from jaxkit.spiking.surrogate import surrogate_named
+from jaxkit.tasks.classifier import in_top
 from jaxkit.tasks.encoding import encoder
 from jaxkit.tasks.task import Context, Pictures, Task, Variables
 
@@ -22,8 +25,7 @@ def make(config: Spiking, context: Context) -> Task:
 
     Batches hold ``image [b h w c]`` in [0, 1] and ``label [b]``. Evaluation takes delays at whole steps where training
     reads a window around them (Hammouamri et al., 2023): ``top1``, ``top5``, ``loss``, and ``rate``, the spikes of
-    a hidden neuron in a step. State: the width of
-    that window, and batch statistics.
+    a hidden neuron in a step. State: the width of that window, and batch statistics.
     """
     encode = encoder(config.encoding, config.network.step_time)
     delay = config.network.delay
@@ -58,46 +60,50 @@ def make(config: Spiking, context: Context) -> Task:
 
     def evaluate(variables, batch, key):
         logits, features = respond(variables, encode(key, batch["image"]))
-        ranks = (logits > jnp.take_along_axis(logits, batch["label"][:, None], 1)).sum(1)
         return {
-            "top1": (ranks < 1).astype(jnp.float32),
-            "top5": (ranks < 5).astype(jnp.float32),
+            "top1": in_top(logits, batch["label"], 1),
+            "top5": in_top(logits, batch["label"], 5),
             "loss": cross_entropy(logits, batch["label"]),
             "rate": rates(features),
         }
+
+    return Task(init, loss, evaluate, pictures=pictures(config.network, encode, respond), project=trained.project)
+
+
+def pictures(config: Network, encode: Callable, respond: Callable) -> Pictures:
+    """What an image makes neurons and membranes do, and what weights and delays have become."""
 
     def trace(variables, batch, key):
         images = batch["image"][:1]
         sent = encode(key, images)
         _, features = respond(variables, sent)
-        first = variables.params["layer1"]["connection"]
         shown = {
             "spikes": {"input": sent[:, 0], **{name: layer.spikes[:, 0] for name, layer in features.items()}},
             "voltage": features["layer1"].voltage[:, 0, :TRACED],
         }
-        if delay is not None:
+        if config.delay is not None:
             shown["delays"] = {
                 name: part["connection"]["delay"] for name, part in variables.params.items() if name != READOUT
             }
         if images[0].size == sent.shape[2]:
-            fields = first["weight"][:FIELDS].reshape(-1, *images.shape[1:])
-            shown["fields"] = fields.mean(-1)
+            weight = variables.params["layer1"]["connection"]["weight"][:FIELDS]
+            shown["fields"] = weight.reshape(-1, *images.shape[1:]).mean(-1)
         return shown
 
     def draw(shown):
-        step_time = config.network.step_time
+        step_time = config.step_time
         spikes = shown["spikes"]["layer1"][:, :TRACED]
         drawn = {
             "raster": draw_raster(shown["spikes"], step_time),
-            "membranes": draw_membranes(shown["voltage"], 1.0, spikes, step_time),
+            "membranes": draw_membranes(shown["voltage"], 1.0, spikes, step_time, unit="thresholds"),
         }
         for name, delays in shown.get("delays", {}).items():
-            drawn[f"delays_{name}"] = draw_delays(delays, delay.longest, step_time)
+            drawn[f"delays_{name}"] = draw_delays(delays, config.delay.longest, step_time)
         if "fields" in shown:
             drawn["receptive_fields"] = draw_receptive_fields(shown["fields"])
         return drawn
 
-    return Task(init, loss, evaluate, pictures=Pictures(trace, draw), project=trained.project)
+    return Pictures(trace, draw)
 
 
 def network(config: Spiking, context: Context, delay: Delay | None) -> SpikingNetwork:

@@ -1,5 +1,6 @@
 """Unsupervised learning by spike timing (Diehl and Cook, 2015): neurons compete for images, labels name them after."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -15,7 +16,7 @@ from jaxkit.spiking.pictures import draw_raster, draw_receptive_fields
 from jaxkit.spiking.plasticity import STDP, Normalization, Updater
 from jaxkit.spiking.plasticity.bounds import bound_multiplicative
 from jaxkit.spiking.readouts import MaxRateClassifier
-from jaxkit.spiking.synapses import DeltaCurrent
+from jaxkit.spiking.synapses import DeltaCurrent, DeltaPlusCurrent
 from jaxkit.tasks.encoding import encoder
 from jaxkit.tasks.task import Context, Pictures, Task, Variables
 
@@ -35,27 +36,52 @@ def make(config: SpikingStdp, context: Context) -> Task:
     """
     encode = encoder(config.encoding, config.step_time)
     readout = MaxRateClassifier((config.excitatory.neurons,), context.num_classes, config.decay)
-    rule = STDP(
-        lr_post=config.stdp.lr_post,
-        lr_pre=config.stdp.lr_pre,
-        tc_post=config.stdp.tc_post,
-        tc_pre=config.stdp.tc_pre,
-        axis_name=context.axis_name,
-    )
-    updater = Updater(weight=partial(bound_multiplicative, max=config.stdp.max_weight, min=0.0))
     normalize = Normalization(order=1, scale=config.stdp.total_weight, dim=1)
+    respond = responder(config, context, normalize)
 
     def init(key, batch):
-        images = batch["image"]
-        layer = network(config, images[0].size, context.axis_name)
-        params = layer.init(key, layer.initialize_carry(1), jnp.zeros((1, images[0].size)))["params"]
+        inputs = jax.eval_shape(encode, key, batch["image"]).shape[2]
+        layer = network(config, context, inputs)
+        # no step is taken: it would average over devices, of which init knows nothing
+        params = layer.init(key, method="parameters")["params"]
         learnt = {LEARNS: normalize(params.pop(LEARNS))}
         state = {"threshold": layer.initialize_carry(1).neurons["feedfwd"].adaptation}
         return Variables(learnt, state | {"rates": readout.initialize_carry()}, frozen=params)
 
+    def update(variables, batch, key):
+        spikes, params, threshold = respond(variables, encode(key, batch["image"]), learn=True)
+        fired = over_devices(firing_rates(spikes), context.mapped_axis)
+        label = over_devices(batch["label"], context.mapped_axis)
+        rates = variables.state["rates"]
+        correct = (readout.classify(rates, fired) == label).mean()
+        state = {"threshold": threshold, "rates": readout.update(rates, fired, label)}
+        direction = jax.tree.map(jnp.subtract, variables.params, {LEARNS: params})
+        return (1 - correct, (state, {"top1": correct, "rate": fired.mean()})), direction
+
+    def evaluate(variables, batch, key):
+        fired = firing_rates(respond(variables, encode(key, batch["image"]), learn=False)[0])
+        predicted = readout.classify(variables.state["rates"], fired)
+        return {"top1": (predicted == batch["label"]).astype(jnp.float32), "rate": fired.mean(1)}
+
+    def loss(variables, batch, key):
+        """The error of the names that neurons have so far; nothing descends it."""
+        return update(variables, batch, key)[0]
+
+    return Task(init, loss, evaluate, pictures=pictures(config.step_time, encode, respond, readout), update=update)
+
+
+def responder(config: SpikingStdp, context: Context, normalize: Normalization) -> Callable:
+    """Makes what shows encoded images to the network, from weights and thresholds of the task's variables.
+
+    ``variables, spikes [t b i], learn -> spikes [t b n]``, and weights and thresholds as they are after them.
+    """
+    given = config.stdp
+    rates = {"lr_post": given.lr_post, "lr_pre": given.lr_pre, "tc_post": given.tc_post, "tc_pre": given.tc_pre}
+    rule = STDP(**rates, axis_name=context.mapped_axis)
+    updater = Updater(weight=partial(bound_multiplicative, max=given.max_weight, min=0.0))
+
     def respond(variables, spikes, learn: bool):
-        """Shows encoded images: the spikes that come back, weights and thresholds after them."""
-        layer = network(config, spikes.shape[2], context.axis_name)
+        layer = network(config, context, spikes.shape[2])
         connection, batch = layer.feedfwd_connection, spikes.shape[1]
         carry = layer.initialize_carry(batch)
         excitatory = carry.neurons["feedfwd"]._replace(adaptation=variables.state["threshold"])
@@ -76,20 +102,11 @@ def make(config: SpikingStdp, context: Context) -> Task:
         end, spikes = jax.lax.scan(step, (*start, rule.initialize_carry(connection, batch)), spikes)
         return spikes, end[0], end[1].neurons["feedfwd"].adaptation
 
-    def update(variables, batch, key):
-        spikes, params, threshold = respond(variables, encode(key, batch["image"]), learn=True)
-        fired = over_devices(spikes.mean(0), context.axis_name)
-        label = over_devices(batch["label"], context.axis_name)
-        rates = variables.state["rates"]
-        correct = (readout.classify(rates, fired) == label).mean()
-        state = {"threshold": threshold, "rates": readout.update(rates, fired, label)}
-        direction = jax.tree.map(jnp.subtract, variables.params, {LEARNS: params})
-        return (1 - correct, (state, {"top1": correct, "rate": spikes.mean()})), direction
+    return respond
 
-    def evaluate(variables, batch, key):
-        fired = respond(variables, encode(key, batch["image"]), learn=False)[0].mean(0)
-        predicted = readout.classify(variables.state["rates"], fired)
-        return {"top1": (predicted == batch["label"]).astype(jnp.float32), "rate": fired.mean(1)}
+
+def pictures(step_time: float, encode: Callable, respond: Callable, readout: MaxRateClassifier) -> Pictures:
+    """What fires for an image, and what neurons have learnt, named by their classes."""
 
     def trace(variables, batch, key):
         images = batch["image"][:1]
@@ -103,31 +120,34 @@ def make(config: SpikingStdp, context: Context) -> Task:
         }
 
     def draw(shown):
-        drawn = {"raster": draw_raster(shown["spikes"], config.step_time)}
+        drawn = {"raster": draw_raster(shown["spikes"], step_time)}
         if shown["fields"] is not None:
             drawn["receptive_fields"] = draw_receptive_fields(shown["fields"], shown["classes"])
         return drawn
 
-    def loss(variables, batch, key):
-        """The error of the names that neurons have so far; nothing descends it."""
-        return update(variables, batch, key)[0]
-
-    return Task(init, loss, evaluate, pictures=Pictures(trace, draw), update=update)
+    return Pictures(trace, draw)
 
 
-def network(config: SpikingStdp, inputs: int, axis_name: str | None) -> RecurrentSerial:
+def network(config: SpikingStdp, context: Context, inputs: int) -> RecurrentSerial:
     """Excitatory neurons, each with an inhibitory one that holds back all others a step later."""
     dt, size = config.step_time, config.excitatory.neurons
-    synapse = DeltaCurrent(spike_charge=dt)
+    # of what drives the network some encodings are graded
+    graded = DeltaPlusCurrent(spike_charge=dt * config.excitatory.drive)
+    shared = {"synapse": DeltaCurrent(spike_charge=dt), "dtype": context.dtype}
     constant = nn.initializers.constant
     inhibitory = config.inhibitory.model_dump(exclude={"drive", "strength"})
     return RecurrentSerial(
-        LinearDense(inputs, size, dt, synapse=DeltaCurrent(spike_charge=dt * config.excitatory.drive), plastic=True),
-        LinearDirect(size, dt, synapse=synapse, weight_init=constant(config.inhibitory.drive)),
-        LinearLateral(size, dt, synapse=synapse, weight_init=constant(-config.inhibitory.strength)),
-        ALIF(size, dt, **config.excitatory.model_dump(exclude={"neurons", "drive"}), axis_name=axis_name),
+        LinearDense(inputs, size, dt, synapse=graded, plastic=True, dtype=context.dtype),
+        LinearDirect(size, dt, weight_init=constant(config.inhibitory.drive), **shared),
+        LinearLateral(size, dt, weight_init=constant(-config.inhibitory.strength), **shared),
+        ALIF(size, dt, **config.excitatory.model_dump(exclude={"neurons", "drive"}), axis_name=context.mapped_axis),
         LIF(size, dt, **inhibitory),
     )
+
+
+def firing_rates(spikes: Float[Array, "t b n"]) -> Float[Array, "b n"]:
+    """Spikes in a step, in float32 whatever the spikes are in."""
+    return spikes.mean(0, dtype=jnp.float32)
 
 
 def over_devices(x: Float[Array, "b ..."] | Array, axis_name: str | None) -> Array:

@@ -22,7 +22,7 @@ from interop.files import FileError
 from jaxkit.errors import ConfigError
 from jaxkit.spiking import synapses
 from jaxkit.spiking.connections import LinearDense
-from jaxkit.spiking.layers import LayerCarry, Serial
+from jaxkit.spiking.layers import Biclique, LayerCarry, Serial
 from jaxkit.spiking.surrogate import Surrogate, fast_sigmoid
 
 
@@ -47,6 +47,12 @@ def test_options_of_ours_are_described_too():
     assert rebuilt.neuron == neuron
     assert rebuilt.connection.delay_steps == (0, 2)
     assert jnp.dtype(rebuilt.connection.dtype) == jnp.bfloat16
+
+
+@pytest.mark.parametrize("name", ["kind", "surrogate"])
+def test_a_part_may_have_any_name(name):
+    network = Biclique({name: make_connection("LinearDense")}, {name: make_neuron("LIF")})
+    assert spiking.rebuild(json.loads(json.dumps(spiking.describe(network)))) == network
 
 
 def test_functions_of_ones_own_cannot_be_described():

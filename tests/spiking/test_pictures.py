@@ -47,6 +47,8 @@ def test_membranes_run_below_their_own_thresholds_and_spikes_are_marked():
     assert min(count(fixed, RED), count(fixed, BLUE)) > 100
     spikes[50] = 1
     assert dark(draw_membranes(voltage, -50.0, spikes, 1.0)) > dark(fixed)
+    spikes[50] = 0
+    assert (draw_membranes(voltage, -50.0, spikes, 1.0, unit="thresholds") != fixed).any()
 
 
 def test_receptive_fields_of_both_signs_are_red_and_blue_and_of_one_sign_grey():

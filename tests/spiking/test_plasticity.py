@@ -106,6 +106,18 @@ def test_updates_are_the_recorded_ones_of_inferno(name):
         np.testing.assert_allclose(found[side][:, 0], np.asarray(values), rtol=0, atol=6e-7)
 
 
+def test_triplets_alone_have_a_sign_of_their_own():
+    rates = {"lr_post_pair": 0.0, "lr_post_triplet": 0.05, "lr_pre_pair": 0.0, "lr_pre_triplet": -0.1}
+    connection = dense(2, 1)
+    given = [jnp.ones((3, 1, size)) for size in (2, 1)]
+    pos, neg = learn(plasticity.TripletSTDP(**TRIPLET | rates), connection, parameters(connection), *given)["weight"]
+    # slow traces are of the step before the first
+    assert not pos[0].any()
+    assert not neg[0].any()
+    assert (pos[1:] > 0).all()
+    assert (neg[1:] > 0).all()
+
+
 def interpolated(trace, at: float, time_constant: float) -> float:
     """A trace ``[t]`` between its samples, 0 before the first."""
     whole = math.floor(at)

@@ -1,7 +1,5 @@
 """Spiking classifiers: what a step of training changes, what evaluation reads, what is drawn."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,6 +109,15 @@ def test_a_readout_without_memory_does_not_know_when_spikes_came(batch):
     )
 
 
+def test_a_silent_network_does_not_know_every_label(batch):
+    made = task(encoding={"name": "latency", "steps": 8})
+    dark = {**batch, "image": jnp.zeros_like(batch["image"])}
+    found = made.evaluate(made.init(KEY, dark), dark, KEY)
+    assert not found["rate"].any()
+    # of equal logits the first class is named
+    np.testing.assert_array_equal(found["top1"], batch["label"] == 0)
+
+
 def test_every_encoding_and_execution_trains(batch):
     encodings = [{"name": "frames"}, LATENCY, {"name": "poisson", "steps": 5, "frequency": 300.0}]
     encodings.append({"name": "current", "steps": 5})
@@ -137,7 +144,9 @@ def test_batch_normalisation_moves_its_statistics_in_training_alone(batch):
     moved = state["collections"]["batch_stats"]["layer1"]["norm"]
     assert moved["mean"].shape == (6,)
     assert moved["mean"].any()
-    made.evaluate(variables._replace(state=state), batch, KEY)
+    states = variables.state, state
+    before, after = (made.pictures.trace(variables._replace(state=one), batch, KEY)["voltage"] for one in states)
+    assert (before != after).any()
     assert set(variables.params["layer1"]) == {"connection", "norm"}
     assert float(made.project(variables.params)["layer1"]["norm"]["scale"].sum()) == 6.0
 
@@ -199,7 +208,7 @@ def test_a_run_draws_its_pictures_and_keeps_its_window(tmp_path):
     assert results["train"]["recompilations"] == 0
 
 
-def test_eight_devices_under_pmap_and_jit_learn_what_one_does(tmp_path):
+def test_eight_devices_learn_the_same_under_pmap_and_jit(tmp_path):
     metrics = {}
     for parallel in ("jit", "pmap"):
         made = config(train__parallel=parallel, batch_norm=True)
@@ -208,8 +217,8 @@ def test_eight_devices_under_pmap_and_jit_learn_what_one_does(tmp_path):
     assert metrics["jit"] == pytest.approx(metrics["pmap"], rel=1e-4)
 
 
-def test_the_network_of_a_section_is_frozen_and_hashable():
+def test_a_section_makes_equal_networks_of_equal_hash():
     section = Spiking.model_validate({"name": "spiking", "encoding": LATENCY, "network": {"hidden": [4]}})
-    network = spiking.network(section, CONTEXT, None)
-    assert dataclasses.is_dataclass(network)
-    assert network == spiking.network(section, CONTEXT, None)
+    first, second = (spiking.network(section, CONTEXT, None) for _ in range(2))
+    assert first == second
+    assert hash(first) == hash(second)

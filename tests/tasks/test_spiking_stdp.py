@@ -23,9 +23,9 @@ SECTION = {
 }
 
 
-def task(axis_name=None, **changes):
-    section = SpikingStdp.model_validate({**SECTION, **changes})
-    return spiking_stdp.make(section, Context(3, None, axis_name=axis_name))
+def task(changes=None, **context):
+    section = SpikingStdp.model_validate({**SECTION, **(changes or {})})
+    return spiking_stdp.make(section, Context(3, None, **context))
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,39 @@ def test_the_rate_of_an_image_is_that_of_its_own_spikes(learnt, batch):
     assert rate.max() > 0
 
 
+def test_the_rows_of_a_frame_are_its_steps_and_its_pixels_the_input(batch):
+    made = task({"encoding": {"name": "frames"}})
+    image = jax.random.uniform(KEY, (8, 30, 6, 1))
+    frames = {**batch, "image": image}
+    variables = made.init(KEY, frames)
+    assert variables.params["feedfwd_connection"]["weight"].shape == (5, 6)
+    rate = made.evaluate(variables, frames, KEY)["rate"]
+    # whoever fired stays refractory for 5 steps of 30
+    assert 0 < rate.max() <= 1 / 5
+    drawn = made.pictures.draw(jax.device_get(made.pictures.trace(variables, frames, KEY)))
+    assert set(drawn) == {"raster"}
+
+
+def test_a_brighter_current_drives_more_spikes(batch):
+    made = task({"encoding": {"name": "current", "steps": 30}})
+    variables = made.init(KEY, batch)
+    dim, bright = (
+        made.evaluate(variables, {**batch, "image": batch["image"] * factor}, KEY)["rate"].sum() for factor in (0.3, 1)
+    )
+    assert dim < bright
+
+
+def test_bfloat16_is_the_arithmetic_of_currents_and_not_of_what_is_kept(learnt, batch):
+    _, variables, _ = learnt
+    made = task(dtype=jnp.bfloat16)
+    # spikes are of the currents' type
+    shown = jax.eval_shape(made.pictures.trace, variables, batch, KEY)
+    assert shown["spikes"]["excitatory"].dtype == jnp.bfloat16
+    (_, (state, metrics)), direction = jax.jit(made.update)(variables, batch, KEY)
+    assert {leaf.dtype for leaf in jax.tree.leaves((state, metrics, direction))} == {jnp.dtype("float32")}
+    assert metrics["rate"] > 0
+
+
 @pytest.mark.parametrize(
     ("neurons", "path"),
     [
@@ -99,9 +132,10 @@ def test_neurons_rest_below_their_threshold(neurons, path):
 
 
 def test_eight_devices_learn_together_what_one_does(batch):
-    encoding = {"name": "current", "steps": 30}
-    made, alone = task("batch", encoding=encoding), task(encoding=encoding)
-    variables = alone.init(KEY, batch)
+    current = {"encoding": {"name": "current", "steps": 30}}
+    # whether batch statistics are shared, by axis_name, is nothing to it
+    made, alone = task(current, mapped_axis="batch"), task(current)
+    variables = made.init(KEY, batch)
     (_, (state, metrics)), direction = jax.jit(alone.update)(variables, batch, KEY)
 
     shared = jax.tree.map(lambda leaf: leaf.reshape(8, 1, *leaf.shape[1:]), batch)

@@ -134,8 +134,8 @@ class TripletSTDP(TraceRule):
     """Changes weights by pairs of spikes and by triplets.
 
     At spikes after the synapse by ``x_pre (pair + triplet y_post)``, at spikes before it by ``x_post (pair + triplet
-    y_pre)``, of fast traces ``x`` and of slow traces ``y`` of the step before. The sign is the pair's. Options beside:
-    those of :class:`TraceRule` and :class:`Rule`.
+    y_pre)``, of fast traces ``x`` and of slow traces ``y`` of the step before. The sign is the pair's, or the
+    triplet's where the pair's rate is 0. Options beside: those of :class:`TraceRule` and :class:`Rule`.
 
     Args:
         lr_post_pair, lr_post_triplet: rates at spikes after the synapse.
@@ -185,8 +185,8 @@ class TripletSTDP(TraceRule):
         at_post = s_post * (abs(self.lr_post_pair) + abs(self.lr_post_triplet) * y_post)
         at_pre = s_pre * (abs(self.lr_pre_pair) + abs(self.lr_pre_triplet) * y_pre)
         return carry, [
-            Term(math.copysign(1, self.lr_post_pair), at_post, x_pre),
-            Term(math.copysign(1, self.lr_pre_pair), x_post, at_pre),
+            Term(math.copysign(1, self.lr_post_pair or self.lr_post_triplet), at_post, x_pre),
+            Term(math.copysign(1, self.lr_pre_pair or self.lr_pre_triplet), x_post, at_pre),
         ]
 
 

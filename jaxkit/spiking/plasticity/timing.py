@@ -85,9 +85,9 @@ class TimingRule(Rule):
         carry = AgeCarry(pre, age(carry.post, post))
 
         since_pre, since_post = before.recalled(plan, pre, "age"), connection.postsyn_receptive(carry.post)
-        known = (since_pre > 0) & (since_post > 0)
+        both = (since_pre > 0) & (since_post > 0)
         time = (since_pre - since_post) * connection.step_time - self.lag(connection, plan)
-        return carry, [alone(rate, jnp.where(known, change, 0.0)) for rate, change in self.changes(time)]
+        return carry, [alone(rate, jnp.where(both, change, 0.0)) for rate, change in self.changes(time)]
 
 
 @dataclass(frozen=True, kw_only=True)
