@@ -1,6 +1,8 @@
 """What samples are worth, by a frozen classifier: its features' distance to real images', and its classes."""
 
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxkit.errors import ConfigError
-from jaxkit.metrics.distributions import Moments, frechet_distance
+from jaxkit.metrics.distributions import Moments, frechet_distance, inception_score, kernel_distance, manifold_scores
 from jaxkit.schema.maskgit import Score
 from jaxkit.tasks.classifier import build, shapes
 from jaxkit.tasks.task import Context
@@ -40,30 +42,31 @@ def judge(config: Score, context: Context) -> Judge:
     def look(variables, images):
         logits, features = network.apply(variables, images)
         feature = features[config.feature]
-        return logits.argmax(-1), feature.reshape(len(feature), -1) if feature.ndim == 2 else feature.mean((1, 2))
+        return jax.nn.softmax(logits), feature if feature.ndim == 2 else feature.mean((1, 2))
 
-    def moments(variables, batches):
-        return _total(Moments.of(np.asarray(look(variables, images)[1])) for images in batches)
+    def features_of(variables, batches):
+        return np.concatenate([np.asarray(look(variables, images)[1]) for images in batches])
 
     def score(variables, samples, train, test):
-        right, seen = [], []
+        probabilities, features, right = [], [], []
         for images, classes in samples:
-            found, features = look(variables, images)
-            seen.append(Moments.of(np.asarray(features)))
+            found, seen = (np.asarray(array) for array in look(variables, images))
+            probabilities.append(found)
+            features.append(seen)
             if classes is not None:
-                right.append(np.asarray(found == classes))
-        real = moments(variables, test)
+                right.append(found.argmax(-1) == np.asarray(classes))
+        drawn, real = np.concatenate(features), features_of(variables, test)
+        # the training images may be many: their features are not kept
+        of_train = reduce(add, (Moments.of(np.asarray(look(variables, images)[1])) for images in train))
+        manifolds = manifold_scores(real, drawn)
         scores = {
-            "fid": frechet_distance(_total(seen), real),
-            "fid_train_vs_test": frechet_distance(moments(variables, train), real),
+            "fid": frechet_distance(Moments.of(drawn), Moments.of(real)),
+            "fid_train_vs_test": frechet_distance(of_train, Moments.of(real)),
+            "kid": kernel_distance(real, drawn).mean,
+            "precision": manifolds.precision,
+            "recall": manifolds.recall,
+            "inception_score": inception_score(np.concatenate(probabilities)).mean,
         }
         return scores | ({"class_conditional_accuracy": np.concatenate(right).mean()} if right else {})
 
     return Judge(init, score)
-
-
-def _total(moments) -> Moments:
-    first, *rest = moments
-    for more in rest:
-        first += more
-    return first
