@@ -159,7 +159,7 @@ def test_uvit_matches_diffusers_forward_and_backward(fields, record_property):
     # Some tens of float32 roundings (6e-8 each) of sums in another order.
     errors = {"logits": relative(logits, expected.detach().numpy()), "gradients": largest(ours, theirs)}
     for name, error in errors.items():
-        record_property(name, error)
+        record_property(name, float(error))
     assert errors["logits"] <= 1e-5
     assert errors["gradients"] <= 1e-4
 
