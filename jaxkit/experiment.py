@@ -166,6 +166,7 @@ def make_task(
     context = Context(
         num_classes=source.num_classes,
         image_shape=source.image_shape,
+        captions=source.captions,
         load_weights=load_weights if read_weights is None else partial(load_weights, read_weights=read_weights),
         read_weights=read_weights,
         dtype=DTYPES[config.train.precision],

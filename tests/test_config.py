@@ -109,7 +109,7 @@ def test_an_option_of_another_optimizer_is_refused():
         ({"optimizer": None}, "optimizer: must be a mapping such as {name: sgd}, got None"),
         (
             {"data": {"batch_size": 2}},
-            "data.name: is missing; one of digits, image_folder, tfds:<name>, arrays, lags, nmnist, dvs_gesture, "
+            "data.name: is missing; one of digits, image_folder, captioned_folder, webdataset, encoded, tfds:<name>, arrays, lags, nmnist, dvs_gesture, "
             "spoken_words",
         ),
         ({"task": "clasify"}, "task: must be a mapping such as {name: classify}, got 'clasify'"),
@@ -138,7 +138,7 @@ def test_one_mistake_is_one_problem_that_says_what_to_write(changes, problem):
 
 def test_the_keys_of_a_tfds_source_are_its_own():
     (problem,) = problems(small_config(data={"name": "tfds:mnist", "batch_size": 2, "folder": "x"}))
-    assert problem.endswith("threads, name, data_dir, train_split, eval_split, image_key, label_key")
+    assert problem.endswith("threads, one_batch, name, data_dir, train_split, eval_split, image_key, label_key")
 
 
 def test_a_teacher_that_is_no_mapping_is_one_problem_whether_listed_or_not():

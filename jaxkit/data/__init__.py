@@ -34,6 +34,9 @@ class Source(NamedTuple):
     """Identity of the data: the same string, the same examples in the same places."""
     corrupt: Callable[[], dict[str, str]] = dict
     """The files skipped so far because they cannot be read, with the reason."""
+    captions: Callable[[str], dict[str, np.ndarray]] | None = None
+    """``text -> what the text adds to an example``, such as ``input_ids [t]``; ids are less than its ``vocabulary``.
+    None: there are no captions."""
 
 
 class ArrayExamples:

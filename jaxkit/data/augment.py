@@ -104,7 +104,7 @@ def make_augment(config: Data, image_shape: tuple[int, int, int]) -> Callable[[A
     preprocess = make_preprocess(config, image_shape)
 
     def augment_batch(keys, batch):
-        return preprocess({**batch, "image": augment(keys, batch["image"], changes)})
+        return preprocess(_with_image(batch, lambda images: augment(keys, images, changes)))
 
     return augment_batch
 
@@ -116,14 +116,19 @@ def make_preprocess(config: Data, image_shape: tuple[int, int, int]) -> Callable
     """
     values = NORMALIZATIONS[config.normalize] if isinstance(config.normalize, str) else config.normalize
     if values is None:
-        return lambda batch: {**batch, "image": _unit(batch["image"])}
+        return lambda batch: _with_image(batch, _unit)
     if len(values.mean) != image_shape[-1]:
         name = config.normalize if isinstance(config.normalize, str) else "the mean"
         raise DataError(
             f"data.normalize: {name} has {len(values.mean)} channels but the images of {config.name} have "
             f"{image_shape[-1]}; give mean and std with as many values, or none"
         )
-    return lambda batch: {**batch, "image": normalize(batch["image"], values.mean, values.std)}
+    return lambda batch: _with_image(batch, lambda images: normalize(images, values.mean, values.std))
+
+
+def _with_image(batch: dict, change: Callable[[Array], Array]) -> dict:
+    """The batch with its images changed; one of tokens has none."""
+    return {**batch, "image": change(batch["image"])} if "image" in batch else batch
 
 
 def _unit(images: Num[Array, "*b h w c"]) -> Float32[Array, "*b h w c"]:

@@ -10,11 +10,28 @@ from typing import BinaryIO
 import numpy as np
 
 from jaxkit.data import ArrayExamples, DataError, Source
+from jaxkit.data.captioned_folder import open_captioned_folder
+from jaxkit.data.captions import with_digit_captions
+from jaxkit.data.encoded import open_encoded
 from jaxkit.data.events.sources import open_events
 from jaxkit.data.image_folder import open_image_folder
 from jaxkit.data.lags import open_lags
 from jaxkit.data.tfds import open_tfds
-from jaxkit.schema.data import Arrays, Data, Digits, DvsGesture, ImageFolder, Lags, NMnist, SpokenWords, Tfds
+from jaxkit.data.webdataset import open_webdataset
+from jaxkit.schema.data import (
+    Arrays,
+    CaptionedFolder,
+    Data,
+    Digits,
+    DvsGesture,
+    Encoded,
+    ImageFolder,
+    Lags,
+    NMnist,
+    SpokenWords,
+    Tfds,
+    WebDataset,
+)
 
 # What numpy and zipfile raise, by fuzzing them, for an archive that is cut, has flipped bits, or holds objects.
 BROKEN_ARCHIVE = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -43,7 +60,9 @@ def open_digits(config: Digits) -> Source:
     is_test[np.concatenate(held_out)] = True
     if is_test.all() or not is_test.any():
         raise DataError(f"data.test_fraction {config.test_fraction} leaves {is_test.sum()} of 1797 digits to test on")
-    return _in_memory("digits", images[~is_test], digits.target[~is_test], images[is_test], digits.target[is_test])
+    parts = (images[~is_test], digits.target[~is_test], images[is_test], digits.target[is_test])
+    source = _in_memory("digits", *parts)
+    return source if config.captions is None else with_digit_captions(source, config)
 
 
 def open_arrays(config: Arrays) -> Source:
@@ -146,6 +165,9 @@ def _first(where: np.ndarray) -> int:
 _OPENERS = {
     Digits: open_digits,
     ImageFolder: open_image_folder,
+    CaptionedFolder: open_captioned_folder,
+    WebDataset: open_webdataset,
+    Encoded: open_encoded,
     Tfds: open_tfds,
     Arrays: open_arrays,
     Lags: open_lags,

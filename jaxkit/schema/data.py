@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from jaxkit.schema.section import Count, CountOrZero, Floats, Fraction, Misfit, Positive, Section
+from jaxkit.schema.section import Count, CountOrZero, Floats, Fraction, Misfit, Positive, Section, Strings
 
 
 class Augment(Section):
@@ -45,12 +45,27 @@ class Data(Section):
     """Every update sees the first batch again: whatever learns must bring its loss down to that of knowing it."""
 
 
+class Captions(Section):
+    """How the text beside an image becomes ``input_ids`` and ``attention_mask``, both ``max_length`` long."""
+
+    tokenizer: str = "bytes"
+    """Folder of a tokenizer of transformers; or ``bytes``: UTF-8, then 256 for the end and 257 for padding."""
+    max_length: Annotated[int, Field(ge=2, lt=2**31)] = 77
+    """Longer texts are cut."""
+    pad_token: CountOrZero | None = None
+    """None: the tokenizer's own. aMUSEd's is 49407, of a CLIP whose own is another."""
+    name_persons: bool = False
+    """Whether ``<person>``, in Conceptual Captions in the place of a name, becomes words."""
+
+
 class Digits(Data):
     """scikit-learn's 1,797 scans of handwritten digits, 8 x 8, one channel."""
 
     name: Literal["digits"]
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
     split_seed: Annotated[int, Field(ge=0)] = 0
+    captions: Captions | None = None
+    """Each digit is said in words too, such as "a handwritten seven"."""
 
 
 class ImageFolder(Data):
@@ -65,6 +80,72 @@ class ImageFolder(Data):
     channels: Literal[1, 3] = 3
     on_corrupt: Literal["stop", "skip"] = "stop"
     """An unreadable image ends the run, or is counted and replaced by the next readable one."""
+
+
+class CaptionedImages(Data):
+    """What images with captions share: squares of one size, ``micro_conds``, ``input_ids``, ``attention_mask``."""
+
+    image_size: Count
+    """Pixels: the short side is resized to it, then a square is cropped."""
+    crop: Literal["center", "random"] = "center"
+    """``random``: drawn once for each image, for this ``crop_seed``, and the same in every epoch."""
+    crop_seed: CountOrZero = 0
+    channels: Literal[1, 3] = 3
+    captions: Captions = Captions()
+    on_corrupt: Literal["stop", "skip"] = "stop"
+    """An unreadable image ends the run, or is counted and replaced by the next readable one."""
+
+
+class CaptionedFolder(CaptionedImages):
+    """Each split's folder has a ``metadata.jsonl`` with ``file_name`` and ``text``, or a .txt beside each image."""
+
+    name: Literal["captioned_folder"]
+    root: str
+    train_split: str = "train"
+    eval_split: str = "val"
+
+
+class Select(Section):
+    """Which samples of shards are taken, by their .json; one that does not say is left out. None: whatever it says."""
+
+    min_size: CountOrZero | None = 256
+    """Pixels of the original's width and height."""
+    max_pwatermark: Fraction | None = 0.5
+    min_aesthetic_score: Annotated[float, Field(ge=0)] | None = 4.75
+    max_pnsfw: Fraction | None = None
+    require_marked_as_ok_by_spawning: bool = False
+    require_marked_as_not_getty: bool = False
+
+
+class WebDataset(CaptionedImages):
+    """Tar shards on disk, of images with .txt, .json or .cls of the same name.
+
+    Each is indexed once, and read at any place afterwards: every sample is seen once an epoch and the position is
+    resumed, where readers of streams resample with replacement and forget it.
+    """
+
+    name: Literal["webdataset"]
+    train: Annotated[Strings, Field(min_length=1)]
+    """Paths, in which ``{000..127}`` and ``{a,b}`` stand for several."""
+    test: Annotated[Strings, Field(min_length=1)]
+    index_folder: str | None = None
+    """Where the indexes of the shards are kept. None: beside them."""
+    select: Select | None = None
+    """None: all samples."""
+    variant: Literal["plain", "sdxl_synthetic", "clean", "clean_upscaled"] = "plain"
+    """``sdxl_synthetic``: of several images of a text, the one of the best CLIP score. ``clean``: the top left quarter
+    of the image. This and ``clean_upscaled`` have an aesthetic score of 5."""
+    class_names: str | None = None
+    """JSON file of names by class number: the captions of samples that have a .cls and no .txt."""
+
+
+class Encoded(Data):
+    """What ``scripts/pre_encode.py`` has written: tokens in the place of images, states in the place of captions."""
+
+    name: Literal["encoded"]
+    path: str
+    augment: Literal["none"] = "none"
+    normalize: Literal["none"] = "none"
 
 
 class Tfds(Data):
@@ -140,6 +221,9 @@ class SpokenWords(Events):
 SOURCES = {
     "digits": Digits,
     "image_folder": ImageFolder,
+    "captioned_folder": CaptionedFolder,
+    "webdataset": WebDataset,
+    "encoded": Encoded,
     "tfds:<name>": Tfds,
     "arrays": Arrays,
     "lags": Lags,

@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from jaxkit.schema.model import Pretrained
-from jaxkit.schema.section import Count, Fraction, Misfit, NonNegative, Positive, Section, one_of
+from jaxkit.schema.section import Count, Fraction, Misfit, NonNegative, Positive, Section, Strings, one_of
+from jaxkit.schema.text import TextEncoder
 from jaxkit.schema.tokenizer import TokenizerSource
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -31,6 +32,13 @@ class MaskGitTransformer(Section):
     use_mlm_layernorm: bool = True
     use_bias: bool = False
     initializer_range: Positive = 0.02
+    use_conv_in_out: bool = False
+    patch_size: Count = 1
+    """With ``use_conv_in_out``: tokens of a patch's side that the layers see as one."""
+    use_codebook_size_for_output: bool = False
+    encoder_hidden_size: Count | None = None
+    """Width of a text's states. None: ``hidden_size``, which captions without an encoder have."""
+    project_encoder_hidden_states: bool = False
     vocab_size: Count | None = None
     """Codes, classes and the mask token. None: as many as there are."""
     remat: bool = False
@@ -41,7 +49,32 @@ class MaskGitTransformer(Section):
     """Folder with weights of either framework to start from. Read when a run begins, and not again."""
 
 
-MODELS = {"maskgit_transformer": MaskGitTransformer}
+class UViT(Section):
+    """MaskGiT-UViT, aMUSEd's network: of texts with pooled states, and of micro-conditions."""
+
+    name: Literal["uvit"]
+    hidden_size: Count = 1024
+    num_hidden_layers: Count = 22
+    num_attention_heads: Count = 16
+    intermediate_size: Count = 2816
+    in_channels: Count = 768
+    block_out_channels: Annotated[tuple[Count, ...], Field(strict=False, min_length=1, max_length=1)] = (768,)
+    num_res_blocks: Count = 3
+    block_num_heads: Count = 12
+    encoder_hidden_size: Count = 768
+    cond_embed_dim: Count = 768
+    force_down_up_sample: bool = False
+    """Half the grid between the blocks, for 512 pixels."""
+    hidden_dropout: Rate = 0.0
+    attention_dropout: Rate = 0.0
+    use_bias: bool = False
+    vocab_size: Count | None = None
+    remat: bool = False
+    attention: Literal["xla", "cudnn"] | None = None
+    pretrained: str | None = None
+
+
+MODELS = {"maskgit_transformer": MaskGitTransformer, "uvit": UViT}
 
 
 class Unconditional(Section):
@@ -60,7 +93,21 @@ class Labels(Section):
     """``open-muse``: the probability of an image to keep it, by mistake."""
 
 
-CONDITIONS = {"none": Unconditional, "class": Labels}
+class Text(Section):
+    """The caption of each image, of data that has some."""
+
+    name: Literal["text"]
+    encoder: TextEncoder | None = None
+    """A frozen one. None: embeddings of the captions' tokens, and of their places, are learned with the network."""
+    dropout: Fraction = 0.0
+    """Probability of an image to have the empty caption in the place of its own."""
+    parity: Literal["open-muse"] | None = None
+    """``open-muse``: the probability of an image to keep it, by mistake."""
+    prompts: Strings = ()
+    """What is drawn at every evaluation, in turn; none: images of the empty caption."""
+
+
+CONDITIONS = {"none": Unconditional, "class": Labels, "text": Text}
 
 
 class MaskSchedule(Section):
@@ -150,6 +197,9 @@ class MaskGit(Section):
         if self.sampler.guidance is not None and getattr(self.condition, "dropout", 0.0) == 0.0:
             problem = "needs images that have lost their condition: set task.condition.dropout"
             raise Misfit({"sampler.guidance": problem})
+        encoder = getattr(self.condition, "encoder", None)
+        if self.model.name == "uvit" and (encoder is None or encoder.kind != "clip_projection"):
+            raise Misfit({"model": "uvit needs task.condition: {name: text, encoder: {kind: clip_projection}}"})
         if self.soft_code is not None and self.label_smoothing:
             raise Misfit({"label_smoothing": "is of hard targets; soft_code has soft ones"})
         if (self.sampler.method == "random_replace") != (self.masking.noise == "random_replace"):

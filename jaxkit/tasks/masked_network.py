@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxkit.errors import ConfigError
 from jaxkit.losses.masked_tokens import drop_conditions
@@ -18,48 +19,54 @@ from jaxkit.tasks.task import Context
 
 
 class Network(NamedTuple):
-    """A transformer over tokens ``[b h w]`` whose conditions are a tree of arrays ``[b ...]``, such as class labels."""
+    """A transformer over tokens ``[b h w]`` whose conditions are a dict of arrays ``[b ...]``, such as class labels."""
 
     init: Callable[..., PyTree]
     """``key, tokens, conditions -> params``"""
     apply: Callable[..., Array]
     """``params, tokens, conditions, key=None -> logits [b h w k]``; with a key in training, with dropout."""
     conditions: Callable[[dict], PyTree]
-    """``batch -> conditions``"""
+    """``batch -> conditions``, of a batch that is encoded."""
     dropped: Callable[..., PyTree]
-    """``key, conditions -> conditions``, of which some samples have lost theirs."""
-    empty: PyTree
-    """The conditions of a sample that has none, ``[1 ...]``."""
+    """``key, conditions, empty -> conditions``, of which some samples have lost theirs."""
     mask_token: int
+
+
+# What says how an image was cut, and not what is in it: guidance and dropout leave it.
+MICRO = "micro_conds"
+
+
+class Captioned(nn.Module):
+    """A network that learns what the tokens of captions mean; an embedding of each and of its place is its context."""
+
+    network: nn.Module
+    vocabulary: int
+    width: int
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "b h w"],
+        input_ids: Int[Array, "b t"],
+        attention_mask: Int[Array, "b t"],
+        train: bool = False,
+    ) -> Float[Array, "b h w k"]:
+        normal = nn.initializers.normal(0.02)
+        states = nn.Embed(self.vocabulary, self.width, embedding_init=normal, name="caption_tokens")(input_ids)
+        places = self.param("caption_places", normal, (input_ids.shape[1], self.width))
+        return self.network(tokens, encoder_hidden_states=states + places, encoder_mask=attention_mask > 0, train=train)
 
 
 def network(config: schema.MaskGit, context: Context, codebook_size: int, grid: tuple[int, int]) -> Network:
     """Builds the network for tokens below ``codebook_size`` on a grid.
 
     Raises:
-        ConfigError: for a vocabulary that does not hold codes, classes and the mask token.
+        ConfigError: for a vocabulary that does not hold codes, classes and the mask token, or data without captions.
     """
-    classes = context.num_classes if config.condition.name == "class" else 0
-    dropout = getattr(config.condition, "dropout", 0.0)
-    # the class of those without one
-    classes += dropout > 0
-    fields = config.model.model_dump(exclude={"name", "pretrained"})
-    needed = codebook_size + classes + 1
-    if (fields["vocab_size"] or needed) < needed:
-        raise ConfigError(
-            f"task.model.vocab_size: {fields['vocab_size']} does not hold {codebook_size} codes, {classes} classes and "
-            f"the mask token: {needed} or more do"
-        )
-    fields["vocab_size"] = fields["vocab_size"] or needed
-    module = transformer_class(config.model.name)(
-        **fields,
-        codebook_size=codebook_size,
-        num_classes=classes or None,
-        num_vq_tokens=grid[0] * grid[1],
-        max_position_embeddings=grid[0] * grid[1] + (classes > 0),
-        dtype=context.dtype,
-    )
-    empty = {"labels": jnp.full(1, classes - 1)} if dropout else {}
+    kind, dropout = config.condition.name, getattr(config.condition, "dropout", 0.0)
+    if kind == "text" and context.captions is None:
+        raise ConfigError("task.condition: text needs captions, and the data has none; see data.captions")
+    module = _module(config, context, codebook_size, grid)
 
     def init(key, tokens, conditions):
         return jax.jit(module.init)(key, tokens, **conditions)["params"]
@@ -69,20 +76,78 @@ def network(config: schema.MaskGit, context: Context, codebook_size: int, grid: 
         return module.apply({"params": params}, tokens, **conditions, train=key is not None, rngs=rngs)
 
     def conditions(batch):
-        return {"labels": batch["label"]} if classes else {}
+        match kind:
+            case "none":
+                return {}
+            case "class":
+                return {"labels": batch["label"]}
+        if config.condition.encoder is None:
+            return {name: batch[name] for name in ("input_ids", "attention_mask")}
+        found = {"encoder_hidden_states": batch["encoder_hidden_states"]}
+        if config.model.name == "uvit":
+            found |= {"cond_embeds": batch["cond_embeds"], MICRO: batch.get(MICRO, _uncut(context, batch))}
+        return found | ({"encoder_mask": batch["attention_mask"] > 0} if "attention_mask" in batch else {})
 
-    def dropped(key, given):
+    def dropped(key, given, empty):
         if not dropout:
             return given
-        return drop_conditions(key, given, empty, dropout, parity=config.condition.parity)
+        lost = {name: array for name, array in given.items() if name != MICRO}
+        return given | drop_conditions(
+            key, lost, {name: empty[name] for name in lost}, dropout, parity=config.condition.parity
+        )
 
-    return Network(init, apply, conditions, dropped, empty, module.mask_token_id)
+    mask_token = (module.network if isinstance(module, Captioned) else module).mask_token_id
+    return Network(init, apply, conditions, dropped, mask_token)
 
 
-def logits_of(net: Network, params: PyTree, conditions: PyTree, guided: bool) -> Callable:
-    """Makes the ``logits`` of :func:`jaxkit.sampling.masked.sample_tokens`."""
-    if guided:
-        return both_at_once(lambda tokens, given: net.apply(params, tokens, given), conditions, net.empty)
+def _module(config: schema.MaskGit, context: Context, codebook_size: int, grid: tuple[int, int]) -> nn.Module:
+    kind, dropout = config.condition.name, getattr(config.condition, "dropout", 0.0)
+    # with dropout one class more: that of those without one
+    classes = context.num_classes + (dropout > 0) if kind == "class" else 0
+    fields = config.model.model_dump(exclude={"name", "pretrained"})
+    needed = codebook_size + classes + 1
+    if (fields["vocab_size"] or needed) < needed:
+        raise ConfigError(
+            f"task.model.vocab_size: {fields['vocab_size']} does not hold {codebook_size} codes, {classes} classes and "
+            f"the mask token: {needed} or more do"
+        )
+    fields |= {"vocab_size": fields["vocab_size"] or needed, "codebook_size": codebook_size, "dtype": context.dtype}
+    kind_of = transformer_class(config.model.name)
+    if config.model.name == "uvit":
+        return kind_of(**fields)
+    places = grid[0] * grid[1]
+    fields |= {
+        "num_classes": classes or None,
+        "num_vq_tokens": places,
+        "max_position_embeddings": places + (classes > 0),
+        "add_cross_attention": kind == "text",
+        "encoder_hidden_size": fields["encoder_hidden_size"] or fields["hidden_size"],
+    }
+    module = kind_of(**fields)
+    if kind != "text" or config.condition.encoder is not None:
+        return module
+    return Captioned(module, context.captions.vocabulary, fields["encoder_hidden_size"])
+
+
+def empty_condition(net: Network, config: schema.MaskGit, context: Context, encode: Callable[[dict], dict]) -> PyTree:
+    """The conditions ``[1 ...]`` of a sample that has none: the class after the last, or the empty caption."""
+    if config.condition.name == "class":
+        return net.conditions({"label": jnp.full(1, context.num_classes)})
+    found = net.conditions(encode({name: jnp.asarray(array)[None] for name, array in context.captions("").items()}))
+    return {name: array for name, array in found.items() if name != MICRO}
+
+
+def _uncut(context: Context, batch: dict) -> Float[Array, "b 5"]:
+    """The micro-conditions of images of which nothing is known, open-muse's: whole, of their own size, score 6."""
+    height, width, _ = context.image_shape
+    examples = len(jax.tree.leaves(batch)[0])
+    return jnp.broadcast_to(jnp.array([width, height, 0.0, 0.0, 6.0]), (examples, 5))
+
+
+def logits_of(net: Network, params: PyTree, conditions: PyTree, empty: PyTree | None) -> Callable:
+    """Makes the ``logits`` of :func:`jaxkit.sampling.masked.sample_tokens`, guided where ``empty`` is not None."""
+    if empty is not None:
+        return both_at_once(lambda tokens, given: net.apply(params, tokens, given), conditions, conditions | empty)
     return lambda tokens, step: net.apply(params, tokens, conditions)
 
 

@@ -3,21 +3,25 @@
 Source: Chang et al., "MaskGIT: Masked Generative Image Transformer", CVPR 2022, section 3.
 """
 
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxkit import pictures
+from jaxkit.errors import ConfigError
 from jaxkit.losses import masked_tokens
 from jaxkit.metrics.tokens import masked_accuracy, masked_cross_entropy
-from jaxkit.models.tokenizers.tokenizer import in_chunks
 from jaxkit.sampling.editing import composite, token_mask
 from jaxkit.sampling.masked import sample_tokens
 from jaxkit.sampling.schedules import mask_schedule
 from jaxkit.schema.maskgit import MaskGit
+from jaxkit.schema.section import Section
 from jaxkit.tasks import image_tokens, mask_analysis
-from jaxkit.tasks.masked_network import logits_of, network, sampler
+from jaxkit.tasks.inputs import encoding
+from jaxkit.tasks.masked_network import empty_condition, logits_of, network, sampler
 from jaxkit.tasks.sample_scores import judge
 from jaxkit.tasks.task import Context, Pictures, Task, Variables
 
@@ -48,20 +52,20 @@ def make(config: MaskGit, context: Context) -> Task:
     decoding = sampler(config.sampler)
     judges = config.score and judge(config.score, context)
 
+    stage = encoding(config.tokenizer, getattr(config.condition, "encoder", None), context, config.encode_chunk)
+
     def init(key, batch):
-        key_tokenizer, key_network, key_judge = jax.random.split(key, 3)
-        images = batch["image"]
-        frozen = {"tokenizer": image_tokens.trained(config.tokenizer, context, key_tokenizer, images)}
+        key_stage, key_network, key_judge = jax.random.split(key, 3)
+        frozen = stage.init(key_stage, batch)
+        if judges and "image" not in batch:
+            raise ConfigError("task.score compares with images, and the data has but tokens: leave it out")
         if judges:
-            frozen["classifier"] = judges.init(key_judge, images)
-        params = net.init(key_network, jnp.zeros((1, *grid), jnp.int32), first(net.conditions(batch)))
+            frozen["classifier"] = judges.init(key_judge, jnp.zeros((1, *context.image_shape)))
+        if getattr(config.condition, "dropout", 0.0):
+            frozen["empty"] = empty_condition(net, config, context, partial(stage.encode, frozen))
+        conditions = net.conditions(stage.encode(frozen, jax.tree.map(lambda leaf: leaf[:1], batch)))
+        params = net.init(key_network, jnp.zeros((1, *grid), jnp.int32), conditions)
         return Variables(params, {}, frozen)
-
-    def code(frozen, images):
-        def encode(x):
-            return tokenizer.apply(frozen["tokenizer"], x, method="get_code")
-
-        return in_chunks(encode, images, config.encode_chunk) if config.encode_chunk else encode(images)
 
     def soft(frozen, images, key):
         drawn = key if config.soft_code.stochastic else None
@@ -71,10 +75,10 @@ def make(config: MaskGit, context: Context) -> Task:
         key_code, key_mask, key_drop, key_net = jax.random.split(key, 4)
         if config.soft_code:
             targets, tokens = soft(variables.frozen, batch["image"], key_code)
-        else:
-            tokens = code(variables.frozen, batch["image"])
+        batch = stage.encode(variables.frozen, batch)
+        tokens = tokens if config.soft_code else batch["tokens"]
         seen = masked_tokens.mask_tokens(key_mask, tokens, schedule, masking, **codes)
-        conditions = net.dropped(key_drop, net.conditions(batch))
+        conditions = net.dropped(key_drop, net.conditions(batch), variables.frozen.get("empty"))
         logits = net.apply(variables.params, seen.inputs, conditions, key_net)[..., :codebook_size]
         if config.soft_code:
             costs = masked_tokens.soft_token_cross_entropy(logits, targets)
@@ -87,7 +91,8 @@ def make(config: MaskGit, context: Context) -> Task:
         return total, (variables.state, metrics)
 
     def evaluate(variables, batch, key):
-        tokens = code(variables.frozen, batch["image"])
+        batch = stage.encode(variables.frozen, batch)
+        tokens = batch["tokens"]
         seen = masked_tokens.mask_tokens(key, tokens, schedule, masking_eval, **codes)
         logits = net.apply(variables.params, seen.inputs, net.conditions(batch))[..., :codebook_size]
         return {
@@ -97,31 +102,32 @@ def make(config: MaskGit, context: Context) -> Task:
 
     def filled(variables, key, tokens, conditions):
         """The images of tokens, of which the masked ones are decoded."""
-        logits = logits_of(net, variables.params, conditions, guided)
+        logits = logits_of(net, variables.params, conditions, variables.frozen["empty"] if guided else None)
         found = sample_tokens(key, logits, tokens, decoding, **codes)
         return jnp.clip(tokenizer.apply(variables.frozen["tokenizer"], found, method="decode_code"), 0, 1)
 
     def draw(variables, key, batch):
+        encoded = stage.encode(variables.frozen, {name: part for name, part in batch.items() if name != "mask"})
+        conditions = net.conditions(encoded)
         if "image" not in batch:
             n = len(jax.tree.leaves(batch)[0])
-            return filled(variables, key, jnp.full((n, *grid), net.mask_token), net.conditions(batch))
+            return filled(variables, key, jnp.full((n, *grid), net.mask_token), conditions)
         hidden = token_mask(batch["mask"], tokenizer.reduction, threshold=LEAST_HIDDEN)
-        tokens = jnp.where(hidden, net.mask_token, code(variables.frozen, batch["image"]))
-        painted = filled(variables, key, tokens, net.conditions(batch))
+        painted = filled(variables, key, jnp.where(hidden, net.mask_token, encoded["tokens"]), conditions)
         return composite(batch["image"], painted, batch["mask"])
 
     def sample(variables, key, n):
-        return draw(variables, key, {"label": jnp.arange(n) % context.num_classes})
+        return draw(variables, key, examples(config.condition, context, n))
 
     def score(variables, train, test, key):
-        samples = jax.jit(partial(sample, n=SCORED_AT_ONCE))
-        classes = jnp.arange(SCORED_AT_ONCE) % context.num_classes if config.condition.name == "class" else None
-        drawn = (
-            (samples(variables, jax.random.fold_in(key, i)), classes)
-            for i in range(-(-config.score.samples // SCORED_AT_ONCE))
-        )
+        drawn = jax.jit(draw)
+
+        def samples():
+            for i, (batch, classes) in enumerate(asked(config, context, test)):
+                yield drawn(variables, jax.random.fold_in(key, i), batch), classes
+
         real = ((batch["image"] for batch in split()) for split in (train, test))
-        return judges.score(variables.frozen["classifier"], drawn, *real)
+        return judges.score(variables.frozen["classifier"], samples(), *real)
 
     def hide(key, tokens, mask):
         replaced = config.masking.noise == "random_replace"
@@ -130,11 +136,12 @@ def make(config: MaskGit, context: Context) -> Task:
 
     def trace(variables, batch, key):
         """Images: real ones, what the tokenizer makes of them, their left halves, and these filled up. An analysis."""
-        images, conditions = batch["image"], net.conditions(batch)
+        encoded = stage.encode(variables.frozen, batch)
+        tokens, conditions = encoded["tokens"], net.conditions(encoded)
         key_fill, key_analysis = jax.random.split(key)
-        tokens = code(variables.frozen, images)
         half = jnp.where(jnp.arange(grid[1]) < grid[1] // 2, tokens, net.mask_token)
         again = jnp.clip(tokenizer.apply(variables.frozen["tokenizer"], tokens, method="decode_code"), 0, 1)
+        images = batch.get("image", again)
         hidden = jnp.where(jnp.arange(images.shape[2])[:, None] < images.shape[2] // 2, images, 0.5)
         shown = jnp.concatenate([images, again, hidden, filled(variables, key_fill, half, conditions)])
 
@@ -151,6 +158,25 @@ def make(config: MaskGit, context: Context) -> Task:
     return Task(init, loss, evaluate, sample, pictures=shown, draw=draw, score=score if judges else None)
 
 
-def first(tree):
-    """The first example of a batch of conditions."""
-    return jax.tree.map(lambda leaf: leaf[:1], tree)
+def examples(condition: Section, context: Context, n: int) -> dict[str, Array]:
+    """What ``n`` samples to look at are drawn of: the classes or the prompts in turn."""
+    if condition.name != "text":
+        return {"label": jnp.arange(n) % context.num_classes}
+    found = [context.captions(text) for text in condition.prompts or ("",)]
+    return {name: jnp.stack([jnp.asarray(found[i % len(found)][name]) for i in range(n)]) for name in found[0]}
+
+
+def asked(config: MaskGit, context: Context, test: Callable) -> Iterator[tuple[dict[str, Array], Array | None]]:
+    """What samples to be scored are drawn of, and their classes: all in turn, or the captions of the test split."""
+    left = config.score.samples
+    if config.condition.name != "text":
+        classes = {"label": jnp.arange(SCORED_AT_ONCE) % context.num_classes}
+        for _ in range(-(-left // SCORED_AT_ONCE)):
+            yield classes, classes["label"] if config.condition.name == "class" else None
+        return
+    while left > 0:
+        for batch in test():
+            yield {name: part for name, part in batch.items() if name not in ("image", "label")}, batch["label"]
+            left -= len(batch["label"])
+            if left <= 0:
+                return

@@ -81,6 +81,9 @@ class Context(NamedTuple):
     """Mapped axis of the devices, where there is one, for what is of the whole batch."""
     image_shape: tuple[int, int, int] | None = None
     """Height, width, channels."""
+    captions: Callable[[str], dict] | None = None
+    """``text -> what a caption adds to an example``, such as ``input_ids [t]`` below its ``vocabulary``; None: the data
+    has no captions."""
 
     @property
     def norm(self) -> Callable[..., BatchNorm]:

@@ -10,11 +10,13 @@ from conftest import small_config
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxkit.config import parse
+from jaxkit.data.captions import open_tokenizer
 from jaxkit.errors import ConfigError
 from jaxkit.experiment import run
 from jaxkit.inference import sample_run, score_run
+from jaxkit.schema.data import Captions
 from jaxkit.schema.maskgit import MaskGit
-from jaxkit.tasks import maskgit
+from jaxkit.tasks import image_tokens, maskgit
 from jaxkit.tasks.mask_analysis import analyse, draw
 from jaxkit.tasks.task import Context
 from runs import arrays, identical
@@ -238,3 +240,58 @@ def test_an_analysis_of_a_network_that_knows_nothing_or_everything_says_so():
     # of one token the mean prediction is its own; of all of them there are as many as codes in the image
     assert float(everything.image_entropy[-1]) > float(everything.image_entropy[0])
     assert draw(jax.device_get(everything)).shape[2] == 3
+
+
+CAPTIONED = {"name": "text", "dropout": 0.3, "prompts": ["one", "a two"]}
+
+
+def captioned_context(**changes):
+    found = open_tokenizer(Captions(max_length=6))
+    return CONTEXT._replace(captions=found, **changes)
+
+
+def captioned(batch):
+    texts = [f"a {label}" for label in batch["label"]]
+    found = [open_tokenizer(Captions(max_length=6))(text) for text in texts]
+    return batch | {name: jnp.stack([jnp.asarray(each[name]) for each in found]) for name in found[0]}
+
+
+def test_captions_without_an_encoder_are_learned_and_their_padding_is_not_seen(batch):
+    made = maskgit.make(MaskGit.model_validate(section(condition=CAPTIONED)), captioned_context())
+    texts = captioned(batch)
+    variables = made.init(KEY, texts)
+    assert {"caption_tokens", "caption_places", "network"} == set(variables.params)
+    apart = texts | {"input_ids": jnp.where(texts["attention_mask"] > 0, texts["input_ids"], 7)}
+    assert mean_loss(made, variables, apart) == mean_loss(made, variables, texts)
+    other = texts | {"input_ids": texts["input_ids"][::-1]}
+    assert mean_loss(made, variables, other) != mean_loss(made, variables, texts)
+    images = jax.jit(made.sample, static_argnums=2, compiler_options=QUICK)(variables, KEY, 3)
+    assert images.shape == (3, 8, 8, 1)
+
+
+def test_tokens_that_were_encoded_before_give_the_loss_of_their_images(batch):
+    made = task(condition={"name": "class", "dropout": 0.2})
+    variables = made.init(KEY, batch)
+    encode = jax.jit(lambda frozen, images: made_tokens(frozen, images))
+    tokens = encode(variables.frozen, batch["image"])
+    stored = {"tokens": tokens, "label": batch["label"]}
+    assert mean_loss(made, variables, stored) == mean_loss(made, variables, batch)
+    without = made.init(KEY, stored)
+    assert "encoder" not in without.frozen["tokenizer"]["params"]
+    assert mean_loss(made, without._replace(params=variables.params), stored) == mean_loss(made, variables, batch)
+
+
+def made_tokens(frozen, images):
+    model = image_tokens.build(MaskGit.model_validate(section()).tokenizer.model, CONTEXT, frozen=True)
+    return model.apply(frozen["tokenizer"], images, method="get_code")
+
+
+def test_text_without_captions_and_scores_without_images_are_refused(batch):
+    with pytest.raises(ConfigError, match="text needs captions, and the data has none"):
+        task(condition=CAPTIONED)
+    scored = task(score={"classifier": {"workdir": "x", "model": {"name": "cifar_resnet_tiny"}}})
+    stored = {"tokens": jnp.zeros((8, 4, 4), jnp.int32), "label": batch["label"]}
+    with pytest.raises(ConfigError, match="compares with images"):
+        scored.init(KEY, stored)
+    with pytest.raises(ValueError, match="uvit needs task.condition"):
+        MaskGit.model_validate(section(model={"name": "uvit"}, condition={"name": "none"}))
