@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from interop.engine import flatten, plan_to_flax, plan_to_torch
+from interop.files.write import STEM
 from interop.layout import Spec, parse
+from interop.masked.configs import read_config
 from interop.problems import Problems, WeightsError
 from interop.rules import Table, compiled, exceptions, match
 from interop.tables import table as table_of
@@ -34,14 +36,19 @@ class Architecture(NamedTuple):
     name: str
     table: Table
     like: Callable[[Mapping[str, Spec]], Mapping[str, Any]]
+    config: Mapping[str, Any] | None = None
+    """The config.json of a model that one describes."""
+    stem: str = STEM
+    """What the weights in its folder are called."""
 
 
 def architecture(model: Any, image_size: tuple[int, int] | None = None) -> Architecture:
     """Finds the architecture that ``model`` means.
 
     Args:
-        model: a name of the zoo; ``FILE.py:NAME``, an Architecture or a tuple such as the next in a file of your own;
-            or ``(flax_module, table, example_input)``, a tuple for several inputs; or an Architecture.
+        model: a name of the zoo; the path of a masked-image model's config.json; ``FILE.py:NAME``, an Architecture or
+            a tuple such as the next in a file of your own; or ``(flax_module, table, example_input)``, a tuple for
+            several inputs; or an Architecture.
         image_size: height and width, for the models whose weights depend on it.
 
     Raises:
@@ -51,6 +58,11 @@ def architecture(model: Any, image_size: tuple[int, int] | None = None) -> Archi
         return model
     if isinstance(model, tuple):
         return _own(*_checked(model, "the model"))
+    if model.endswith(".json"):
+        # flax and jax are loaded for these models alone
+        from interop.masked.layouts import architecture_of
+
+        return architecture_of(read_config(Path(model)))
     if ".py" in model:
         found = _from_file(model)
         return found if isinstance(found, Architecture) else _own(*_checked(found, f"--model {model}"))

@@ -8,13 +8,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from interop import manifest
-from interop.architecture import architecture, require_fit
+from interop.architecture import Architecture, architecture, require_fit
 from interop.engine import flatten, plan_to_torch, unflatten
-from interop.files import open_weights, write_weights
+from interop.files import Weights, open_weights, write_weights
+from interop.files.write import KINDS
 from interop.job import Job, cast_type, paths, plan_conversion
 from interop.layout import Spec
+from interop.masked import configs, google
 from interop.problems import Problems, WeightsError
 from interop.streaming import torch_arrays, torch_specs
+from jaxkit.errors import ConfigError
 
 # JAX cuts them to 32 bits, or 64 of a complex number.
 _WIDE = ("float64", "int64", "uint64", "complex128")
@@ -59,7 +62,8 @@ def load(
         FileError: if the file is damaged or unsafe.
         ConfigError: if there is no such file or model.
     """
-    with open_weights(Path(source), container) as weights:
+    with open_weights(Path(source), container) as opened:
+        weights = _readable(opened, "flax")
         if weights.format == "flax":
             names = paths(weights)
             if model is not None:
@@ -99,7 +103,8 @@ def save(
         format: whose names and layouts the file has.
         max_shard_size: bytes a file of a sharded checkpoint may have.
         force: whether an existing destination is replaced.
-        config: what the ``config.json`` of a folder of torch layouts says; without it none is written.
+        config: what the ``config.json`` of a folder of torch layouts says; without it the one that describes the
+            model, where one does.
 
     Raises:
         WeightsError: if the variables are not of that model.
@@ -120,10 +125,11 @@ def save(
         specs,
         arrays,
         format=format,
-        metadata=manifest.written(found.name),
+        metadata=manifest.written(found.name) | configs.metadata_of(found.config),
         max_shard_size=max_shard_size,
         force=force,
-        config=config,
+        config=_beside(destination, format, found) if config is None else config,
+        stem=found.stem,
     )
 
 
@@ -163,13 +169,15 @@ def convert(
         FileError: if a file is damaged or unsafe.
         ConfigError: if there is no such file or model, or the destination is there already.
     """
-    with open_weights(Path(source), container) as weights:
+    with open_weights(Path(source), container) as opened:
+        weights = _readable(opened, to)
         if dry_run:
             return _described(plan_conversion(weights, to, model, dtype, image_size))
         with manifest.digesting(weights) as digests:
             job = plan_conversion(weights, to, model, dtype, image_size)
             done = _described(job)
             metadata = manifest.converted(weights, digests(), job.names, done.model, job.found.table, job.plan.dropped)
+            metadata |= configs.metadata_of(job.found.config)
         written = write_weights(
             Path(destination),
             job.specs,
@@ -178,11 +186,26 @@ def convert(
             metadata=metadata,
             max_shard_size=max_shard_size,
             force=force,
+            config=_beside(destination, to, job.found),
+            stem=job.found.stem,
         )
         if check:
             # of shards the index comes last
             done.notes.append(_checked(job, written[-1], to, dtype))
         return done
+
+
+def _readable(weights: Weights, to: str) -> Weights:
+    """The weights; those under Google's names, which are Flax's but not ours, under the names of their table."""
+    theirs = google.opened(weights)
+    if theirs is not None and to == "torch":
+        raise ConfigError(f"{weights.path} has Google's names: convert it to-flax, and what comes of that to-torch")
+    return theirs or weights
+
+
+def _beside(destination: str | Path, format: str, found: Architecture) -> Mapping[str, Any] | None:
+    """The config.json to write beside weights: folders of torch layouts have one."""
+    return found.config if format == "torch" and Path(destination).suffix not in KINDS else None
 
 
 def _described(job: Job) -> Conversion:

@@ -13,6 +13,7 @@ from interop.files import Weights
 from interop.files.dtypes import is_floating
 from interop.files.folders import MODEL
 from interop.layout import Spec
+from interop.masked import configs, google
 from interop.streaming import cast_array, moved, torch_arrays, torch_specs
 from jaxkit.errors import ConfigError
 from jaxkit.models import MODELS
@@ -38,6 +39,7 @@ def plan_conversion(weights: Weights, to: str, model: Any, dtype: str, image_siz
     """
     if weights.format == to:
         return _copy(weights, model, dtype, image_size)
+    model = model or _described(weights)
     return (_to_torch if to == "torch" else _to_flax)(weights, model, dtype, image_size)
 
 
@@ -46,9 +48,13 @@ def _copy(weights: Weights, model: Any, dtype: str, image_size: tuple[int, int] 
     weights.notes.append(f"names and layouts are {weights.format}'s already and stay as they are")
     cast = {name: Spec(spec.shape, cast_type(spec.dtype, dtype)) for name, spec in weights.specs.items()}
     if model is not None:
-        _require_fit(weights, architecture(model, image_size))
-    name = architecture(model).name if model is not None else _recorded(weights) or "weights"
-    found, plan = Architecture(name, (), lambda specs: unflatten(specs)), Plan([], {}, {}, {}, {})
+        found = architecture(model, image_size)
+        _require_fit(weights, found)
+    elif (config := configs.described(weights)) is not None:
+        found = Architecture(configs.class_of(config), (), unflatten, config, configs.stem_of(config))
+    else:
+        found = Architecture(_recorded(weights) or "weights", (), unflatten)
+    found, plan = found._replace(table=(), like=unflatten), Plan([], {}, {}, {}, {})
 
     def arrays():
         for name, spec in cast.items():
@@ -103,6 +109,18 @@ def paths(weights: Weights) -> dict[str, str]:
         return {name: name for name in weights.specs}
     weights.notes.append("read the names as those under 'params'")
     return {f"params/{name}": name for name in weights.specs}
+
+
+def _described(weights: Weights) -> Architecture | None:
+    """What the names of Google's checkpoints or a config.json say that weights are of."""
+    if (found := google.architecture(weights)) is not None:
+        return found
+    if (config := configs.described(weights)) is None:
+        return None
+    # flax and jax are loaded for these models alone
+    from interop.masked.layouts import architecture_of
+
+    return architecture_of(config)
 
 
 def _require_fit(weights: Weights, found: Architecture) -> None:

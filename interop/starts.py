@@ -21,6 +21,9 @@ from interop.rules import Table, compiled, match, written
 from interop.tables import table
 from jaxkit.config import Config, trained_model
 from jaxkit.errors import ConfigError
+from jaxkit.models.masked import TRANSFORMERS
+from jaxkit.models.tokenizers import TOKENIZERS
+from jaxkit.nn.quantizer import settled
 
 if TYPE_CHECKING:
     from jaxkit.train import TrainState
@@ -35,9 +38,12 @@ def read_weights(path: str, model: str, initial: Mapping[str, Any]) -> tuple[dic
     Where the file has another number of classes the layers ``head``, the network's and its auxiliary ones', keep their
     initial values; so do auxiliary heads that the file has not. Those that the network has not are left out.
 
+    Of a masked-image model everything is taken, and the config.json must describe a network of the same shapes.
+
     Args:
-        path: any file or folder that :func:`interop.files.open_weights` reads, of either framework.
-        model: a name of the zoo.
+        path: any file or folder that :func:`interop.files.open_weights` reads, of either framework; of a masked-image
+            model what :func:`interop.masked.folders.load_folder` reads.
+        model: a name of the zoo, or of a tokenizer or transformer of masked-image models.
         initial: the network's variables, nested dicts ``{params: ..., batch_stats: ...}``.
 
     Returns:
@@ -46,8 +52,10 @@ def read_weights(path: str, model: str, initial: Mapping[str, Any]) -> tuple[dic
     Raises:
         WeightsError: for any other difference; for integers, values of 64 bits, and not-a-numbers.
         FileError: if the file is damaged or unsafe.
-        ConfigError: if there is no such file.
+        ConfigError: if there is no such file, or it is of another kind of masked-image model.
     """
+    if model in TOKENIZERS or model in TRANSFORMERS:
+        return _masked(path, model, initial)
     leaves, rows = flatten(initial), table(model)
     with open_weights(Path(path)) as weights:
         held, told = _held(weights, rows)
@@ -67,8 +75,7 @@ def read_weights(path: str, model: str, initial: Mapping[str, Any]) -> tuple[dic
         rows = tuple((torch, flax, _dropped(kind) if flax.startswith("aux") else kind) for torch, flax, kind in rows)
 
     found = flatten(load(path, Architecture(model, rows, lambda _: unflatten(expected))))
-    whole = [name for name in taken if not jnp.issubdtype(found[name].dtype, jnp.floating)]
-    Problems(damaged=[f"{name} is {found[name].dtype}, no floating-point numbers" for name in whole]).raise_any()
+    _require_floating({name: found[name] for name in taken})
     filled = {name: jnp.asarray(found[name], leaf.dtype) if name in taken else leaf for name, leaf in leaves.items()}
 
     said = [f"{path}: {len(taken)} of {len(leaves)} arrays"]
@@ -114,6 +121,56 @@ def torch_run(
     source = source._replace(model={name: source.model[key] for name, key in names.items()})
     state, differences = resume_in_jaxkit(source, start, rows, config.optimizer, rate)
     return state, [f"{path}: goes on from step {state.step}", *(f"{path}: {line}" for line in [*told, *differences])]
+
+
+def _masked(path: str, model: str, initial: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Puts a masked-image model's weights in place of the initial ones; a codebook of averages starts at theirs."""
+    from interop.masked.folders import architecture_at
+    from interop.masked.layouts import module_of, name_of, shapes
+
+    found = architecture_at(Path(path))
+    module = module_of(found.config)
+    if name_of(module) != model:
+        raise ConfigError(f"{path} holds a {found.name}, which is {name_of(module)} here, and no {model}")
+    _require_same({name: tuple(leaf.shape) for name, leaf in flatten(settled(initial)).items()}, shapes(module))
+    arrays, leaves = flatten(load(path, found)), flatten(initial)
+    _require_floating(arrays)
+    filled = {name: jnp.asarray(arrays[_origin(name)], leaf.dtype) for name, leaf in leaves.items() if _origin(name)}
+    for name in filled:
+        if name.startswith("codebook/") and name.endswith("/sums"):
+            filled[name] = filled[name] * leaves[f"{name.removesuffix('sums')}sizes"][:, None]
+    return unflatten(leaves | filled), [f"{path}: {found.name}, {len(arrays)} arrays"]
+
+
+def _origin(name: str) -> str | None:
+    """The leaf of a frozen tokenizer that one of a trained one starts from: a moving codebook is a parameter there."""
+    if not name.startswith("codebook/"):
+        return name
+    module, _, leaf = name.removeprefix("codebook/").rpartition("/")
+    return None if leaf == "sizes" else f"params/{module}/embedding"
+
+
+def _require_same(own: Mapping[str, tuple[int, ...]], theirs: Mapping[str, Any]) -> None:
+    """Raises WeightsError unless a network's leaves are of the shapes that a config.json describes."""
+    given = {name: tuple(leaf.shape) for name, leaf in flatten(theirs).items()}
+    Problems(
+        missing=[name for name in own if name not in given],
+        unexpected=[name for name in given if name not in own],
+        misshapen=[
+            f"{name} {list(shape)} in config.json for {list(own[name])}"
+            for name, shape in given.items()
+            if own.get(name, shape) != shape
+        ],
+    ).raise_any()
+
+
+def _require_floating(arrays: Mapping[str, Any]) -> None:
+    whole = [f"{name} is {a.dtype}, no floating-point numbers" for name, a in arrays.items() if not _is_floating(a)]
+    Problems(damaged=whole).raise_any()
+
+
+def _is_floating(array: Any) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.floating)
 
 
 def _held(weights: Weights, rows: Table) -> tuple[dict[str, Spec], list[str]]:

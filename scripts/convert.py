@@ -20,7 +20,7 @@ for name in ("to-flax", "to-torch"):
     command = commands.add_parser(name, help=f"convert a file or folder {name.replace('-', ' ')}")
     command.add_argument("source", metavar="SRC", help=".pt .pth .bin .safetensors .msgpack .npz, a folder, a workdir")
     command.add_argument("destination", metavar="DST", help="its suffix chooses the kind of file; none: a folder")
-    command.add_argument("--model", metavar="NAME", help="or FILE.py:NAME; default: guessed from the keys")
+    command.add_argument("--model", metavar="NAME", help="or FILE.py:NAME, or a config.json; default: found out")
     command.add_argument("--dtype", choices=("keep", "f32", "bf16", "f16"), default="keep")
     command.add_argument("--container", metavar="KEY", help="part of a checkpoint, such as model_ema")
     command.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"), help="where the weights depend on it")

@@ -109,8 +109,8 @@ def test_an_option_of_another_optimizer_is_refused():
         ({"optimizer": None}, "optimizer: must be a mapping such as {name: sgd}, got None"),
         (
             {"data": {"batch_size": 2}},
-            "data.name: is missing; one of digits, image_folder, captioned_folder, webdataset, encoded, tfds:<name>, arrays, lags, nmnist, dvs_gesture, "
-            "spoken_words",
+            "data.name: is missing; one of digits, image_folder, captioned_folder, webdataset, encoded, "
+            "tfds:<name>, arrays, lags, nmnist, dvs_gesture, spoken_words",
         ),
         ({"task": "clasify"}, "task: must be a mapping such as {name: classify}, got 'clasify'"),
         ({"task__model": "lenet"}, "task.model: must be a mapping such as {name: lenet}, got 'lenet'"),

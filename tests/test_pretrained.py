@@ -13,7 +13,6 @@ import safetensors.torch
 import torch
 import yaml
 from conftest import script, small_config
-from runs import learned
 
 import interop
 from interop import reference
@@ -22,9 +21,10 @@ from interop.files import FileError
 from interop.problems import WeightsError
 from interop.starts import read_weights
 from interop.tables import table
-from jaxkit import experiment, models, tracking
+from jaxkit import experiment, inference, models, tracking
 from jaxkit.config import Config, parse
 from jaxkit.errors import ConfigError
+from runs import learned
 
 NAME = "cifar_resnet_tiny"
 # a rate at which no parameter moves, 32 bits being few: what is evaluated are the weights in the file
@@ -122,7 +122,7 @@ def test_a_run_goes_on_and_is_evaluated_without_the_file_it_began_with(run, tmp_
     written.write_text(written.read_text().replace(run[1].task.model.pretrained, config.task.model.pretrained))
     (tmp_path / "weights.pth").unlink()
     best = json.loads((tmp_path / "run" / "results.json").read_text())["best"]
-    assert experiment.evaluate_run(tmp_path / "run") == pytest.approx(best)
+    assert inference.evaluate_run(tmp_path / "run") == pytest.approx(best)
     longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 2})})
     results = experiment.run(longer, tmp_path / "run", read_weights=lambda *_: pytest.fail("the file is read again"))
     assert results["last"]["step"] == 2
@@ -281,7 +281,7 @@ def test_a_student_and_a_teacher_trained_first_start_from_their_files(run, tmp_p
     assert capsys.readouterr().out.count(f"{path}: ") == 2
 
     path.unlink()
-    assert experiment.evaluate_run(tmp_path / "run") == pytest.approx(results["best"])
+    assert inference.evaluate_run(tmp_path / "run") == pytest.approx(results["best"])
 
 
 def test_a_student_without_its_file_names_its_own_key(run, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import small_config
 
-from jaxkit import checkpoint, experiment, models, tracking
+from jaxkit import checkpoint, experiment, inference, models, tracking
 from jaxkit.config import Config, load, parse
 from jaxkit.errors import ConfigError
 from jaxkit.schema.model import Pretrained
@@ -152,7 +152,7 @@ def test_a_checkpoint_holds_the_student_and_only_a_hash_of_the_teacher(student, 
 def test_the_teacher_is_found_again_for_an_evaluation(student):
     folder, results = student
     assert results["best"].keys() == {"step", "top1", "top5", "loss", "agreement"}
-    assert experiment.evaluate_run(folder) == results["best"]
+    assert inference.evaluate_run(folder) == results["best"]
 
 
 def test_a_teacher_that_changed_since_the_run_began_is_refused(student, teacher, monkeypatch):
@@ -224,7 +224,7 @@ def test_a_finished_run_is_evaluated_without_the_config_of_its_teacher(tmp_path,
     (tmp_path / "teacher.yaml").unlink()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    found = experiment.evaluate_run(tmp_path / "run")
+    found = inference.evaluate_run(tmp_path / "run")
     best = json.loads((tmp_path / "run" / "results.json").read_text())["best"]
     assert found == pytest.approx(best)
     assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -13,7 +13,8 @@ MODEL = "jaxkit.model"
 # what save_pretrained writes, safe formats first
 NAMES = (
     "model.safetensors", "model.safetensors.index.json", "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors.index.json", "pytorch_model.safetensors",
+    "pytorch_model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
     "diffusion_pytorch_model.bin", "flax_model.msgpack", "diffusion_flax_model.msgpack",
 )  # fmt: skip
 

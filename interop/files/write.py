@@ -11,6 +11,7 @@ from interop.files import msgpack, npz, orbax, safetensors, shards, torch_files
 from interop.files.atomic import publish, require_free, staged
 from interop.files.dtypes import nbytes
 from interop.files.errors import listed
+from interop.files.folders import NAMES
 from interop.files.weights import Format
 from interop.layout import Spec
 from jaxkit.errors import ConfigError
@@ -43,6 +44,7 @@ def write_weights(
     force: bool,
     kind: str | None = None,
     config: Mapping[str, Any] | None = None,
+    stem: str = STEM,
 ) -> list[Path]:
     """Writes weights, holding one array at a time; the files are there in full or not at all.
 
@@ -58,6 +60,7 @@ def write_weights(
         kind: ``safetensors``, ``torch``, ``msgpack``, ``npz``, ``orbax`` or ``save_pretrained``; told from the suffix
             if None, and a folder is ``orbax`` for Flax, ``save_pretrained`` for torch.
         config: what a ``save_pretrained`` folder's config.json says; without it none is written.
+        stem: what the weights in such a folder are called.
 
     Returns:
         the files and folders written, the index of shards last.
@@ -76,7 +79,7 @@ def write_weights(
         return _write_orbax(destination, specs, checked, metadata, force)
     planned = shards.planned(specs, max_shard_size)
     if kind == "save_pretrained":
-        return _write_pretrained(destination, planned, checked, metadata, force, config)
+        return _write_pretrained(destination, stem, planned, checked, metadata, force, config)
     if kind == "safetensors":
         stem = destination.name.removesuffix(".safetensors")
         return _write_safetensors(destination.parent, stem, planned, checked, metadata, format, force, None)
@@ -195,6 +198,8 @@ def _write_safetensors(
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder")
     old = shards.family(folder, stem)
+    if config is not None:
+        _require_alone(folder, old)
     require_free([*old, *([folder / CONFIG] if config is not None else [folder / f"{stem}.safetensors"])], force)
     with staged(folder, folder / stem, sum(map(_total, planned))) as hidden:
         written = shards.write(hidden, stem, planned, arrays, metadata, format)
@@ -207,8 +212,15 @@ def _write_safetensors(
     return final
 
 
+def _require_alone(folder: Path, own: list[Path]) -> None:
+    """Refuses a folder with weights that its new config would not describe: readers might take those."""
+    if others := [name for name in NAMES if (folder / name).exists() and folder / name not in own]:
+        raise ConfigError(f"{folder} holds other weights, {listed(others)}: remove them, or choose another folder")
+
+
 def _write_pretrained(
     folder: Path,
+    stem: str,
     planned: list[dict[str, Spec]],
     arrays: Iterator[tuple[str, np.ndarray]],
     metadata: Mapping[str, str],
@@ -217,11 +229,11 @@ def _write_pretrained(
 ) -> list[Path]:
     """Writes into ``folder``; where there is none, it appears with all that is in it."""
     if folder.exists():
-        return _write_safetensors(folder, STEM, planned, arrays, metadata, "torch", force, config)
+        return _write_safetensors(folder, stem, planned, arrays, metadata, "torch", force, config)
     require_free([folder], force)
     with staged(folder.parent, folder, sum(map(_total, planned))) as hidden:
         whole = hidden / folder.name
         whole.mkdir()
-        written = _write_safetensors(whole, STEM, planned, arrays, metadata, "torch", force, config)
+        written = _write_safetensors(whole, stem, planned, arrays, metadata, "torch", force, config)
         publish(hidden, {whole: folder})
     return [folder / path.name for path in written]

@@ -198,6 +198,8 @@ class MaskGit(Section):
             problem = "needs images that have lost their condition: set task.condition.dropout"
             raise Misfit({"sampler.guidance": problem})
         encoder = getattr(self.condition, "encoder", None)
+        if self.condition.name == "text" and encoder is None and self.model.pretrained is not None:
+            raise Misfit({"model.pretrained": "is of a network with a text encoder; give task.condition.encoder"})
         if self.model.name == "uvit" and (encoder is None or encoder.kind != "clip_projection"):
             raise Misfit({"model": "uvit needs task.condition: {name: text, encoder: {kind: clip_projection}}"})
         if self.soft_code is not None and self.label_smoothing:

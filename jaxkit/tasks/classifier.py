@@ -11,6 +11,7 @@ from jaxkit import models
 from jaxkit.errors import ConfigError
 from jaxkit.losses.effective import EffectiveWeights
 from jaxkit.schema.model import Model
+from jaxkit.schema.section import Section
 from jaxkit.tasks.task import Context, Variables
 
 
@@ -52,10 +53,10 @@ def initial_variables(
     return variables.pop("params"), variables
 
 
-def warm_start(config: Model, key: str, context: Context) -> Callable | None:
-    """Makes the ``warm_start`` of a task whose parameters and state are one network's.
+def warm_start(config: Section, key: str, context: Context, part: str | None = None) -> Callable | None:
+    """Makes the ``warm_start`` of a task whose parameters and state are one network's, or have one's as a ``part``.
 
-    None where the config names no weights to start from. ``key`` is where the ``Model`` section stands in a config.
+    None where the config names no weights to start from. ``key`` is where the network's section stands in a config.
     """
     if config.pretrained is None:
         return None
@@ -63,12 +64,16 @@ def warm_start(config: Model, key: str, context: Context) -> Callable | None:
     def start(variables: Variables) -> tuple[Variables, list[str]]:
         if context.read_weights is None:
             raise ConfigError(f"{key}.pretrained: nothing that reads weight files was handed to this run")
-        initial = {"params": variables.params, **variables.state}
+        params, state = variables.params, variables.state
+        initial = {"params": params[part], **state[part]} if part else {"params": params, **state}
         try:
-            state, notes = context.read_weights(config.pretrained, config.name, initial)
+            found, notes = context.read_weights(config.pretrained, config.name, initial)
         except ConfigError as error:
             raise ConfigError(f"{key}.pretrained: {error}") from error
-        return variables._replace(params=state.pop("params"), state=state), notes
+        read = found.pop("params")
+        if part is None:
+            return variables._replace(params=read, state=found), notes
+        return variables._replace(params={**params, part: read}, state={**state, part: found}), notes
 
     return start
 

@@ -15,7 +15,7 @@ from jaxkit.losses import vector_quantization as vq
 from jaxkit.models.discriminator import PatchDiscriminator
 from jaxkit.schema.tokenizer import Tokenizer
 from jaxkit.tasks.classifier import build as build_classifier
-from jaxkit.tasks.classifier import shapes
+from jaxkit.tasks.classifier import shapes, warm_start
 from jaxkit.tasks.image_tokens import build, require_channels
 from jaxkit.tasks.task import Context, Task, Variables
 
@@ -133,7 +133,8 @@ def make(config: Tokenizer, context: Context) -> Task:
         psnr = -10 * jnp.log10(jnp.maximum(mse, 1e-10))
         return {"mse": mse, "l1": jnp.abs(apart).mean((1, 2, 3)), "psnr": psnr}
 
-    return Task(init, loss, evaluate)
+    warm = warm_start(config.model, "task.model", context, part="tokenizer")
+    return Task(init, loss, evaluate, warm_start=warm)
 
 
 def _apart(x: Float[Array, "b *n c"], y: Float[Array, "b *n c"]) -> Float[Array, ""]:

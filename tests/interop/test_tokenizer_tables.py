@@ -18,9 +18,9 @@ from interop.engine import flatten, to_flax, to_torch
 from interop.reference import maskgit_vqgan
 from interop.tables.maskgit_vqgan import MASKGIT_VQGAN_MUSE, maskgit_vqgan_google
 from interop.tables.paella import PAELLA_DIFFUSERS, PAELLA_MUSE
-from interop.tables.vq_model import to_vq_model
 from interop.tables.vqgan import MOVQ_MUSE, VQGAN_MUSE, vq_diffusers
 from jaxkit.models import tokenizers
+from jaxkit.models.tokenizers.vq_model import to_vq_model
 
 with warnings.catch_warnings():
     # what diffusers imports is partly deprecated
@@ -211,7 +211,7 @@ def test_the_gradient_of_encoder_decoder_and_codebook_matches_torch(name, record
         float(abs(leaf - expected[path]).max()) / max(abs(expected[path]).max(), least)
         for path, leaf in gradients.items()
     )
-    record_property("float32", error)
+    record_property("float32", float(error))
     assert error <= 1e-4
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import pytest
 import torch
 
-from interop.tables.vq_model import from_vq_model, to_vq_model
 from jaxkit.errors import ConfigError
 from jaxkit.models import tokenizers
+from jaxkit.models.tokenizers.vq_model import from_vq_model, to_vq_model
 
 with warnings.catch_warnings():
     # what diffusers imports is partly deprecated

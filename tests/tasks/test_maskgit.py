@@ -291,7 +291,7 @@ def test_text_without_captions_and_scores_without_images_are_refused(batch):
         task(condition=CAPTIONED)
     scored = task(score={"classifier": {"workdir": "x", "model": {"name": "cifar_resnet_tiny"}}})
     stored = {"tokens": jnp.zeros((8, 4, 4), jnp.int32), "label": batch["label"]}
-    with pytest.raises(ConfigError, match="compares with images"):
+    with pytest.raises(ConfigError, match="score needs images"):
         scored.init(KEY, stored)
     with pytest.raises(ValueError, match="uvit needs task.condition"):
         MaskGit.model_validate(section(model={"name": "uvit"}, condition={"name": "none"}))

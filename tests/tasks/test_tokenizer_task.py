@@ -129,3 +129,18 @@ def test_the_weight_of_commitment_is_on_the_term_that_parity_says(parity, batch)
 def test_images_of_other_channels_than_the_tokenizer_are_refused(batch):
     with pytest.raises(ConfigError, match="num_channels = 3, but the images have 1"):
         task({**MODEL, "num_channels": 3}).init(KEY, batch)
+
+
+def test_weights_to_start_from_replace_the_tokenizer_and_leave_its_judge(batch):
+    def read(path, name, initial):
+        assert (path, name, set(initial)) == ("weights", "vqgan", {"params"})
+        return {"params": jax.tree.map(jnp.zeros_like, initial["params"])}, ["read"]
+
+    section = {"name": "tokenizer", "model": {**MODEL, "pretrained": "weights"}, "adversarial": ADVERSARIAL}
+    made = tokenizer.make(Tokenizer.model_validate(section), CONTEXT._replace(read_weights=read))
+    variables = made.init(KEY, batch)
+    warm, notes = made.warm_start(variables)
+    assert notes == ["read"]
+    assert not moves(warm.params["tokenizer"])
+    assert warm.params["discriminator"] is variables.params["discriminator"]
+    assert warm.state["steps"] is variables.state["steps"]

@@ -1,0 +1,124 @@
+"""What a masked transformer draws: samples, images painted anew, pictures of how it treats real ones."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt8, UInt32
+
+from jaxkit import pictures
+from jaxkit.models.tokenizers.tokenizer import Tokenizer
+from jaxkit.sampling.editing import composite, token_mask
+from jaxkit.sampling.masked import sample_tokens
+from jaxkit.schema.maskgit import MaskGit
+from jaxkit.tasks import mask_analysis
+from jaxkit.tasks.inputs import Encoding
+from jaxkit.tasks.masked_network import Network, logits_of, sampler
+from jaxkit.tasks.task import Context, Variables
+
+# Samples of one call of the compiled sampler when they are scored.
+SCORED_AT_ONCE = 100
+# The share of a token's pixels from which on it is painted anew: any of them.
+LEAST_HIDDEN = 1e-6
+Key = PRNGKeyArray | UInt32[Array, "2"]
+Batch = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Studio:
+    """The parts of a ``maskgit`` task that images are drawn with."""
+
+    config: MaskGit
+    context: Context
+    tokenizer: Tokenizer
+    stage: Encoding
+    net: Network
+    grid: tuple[int, int]
+    codebook_size: int
+
+    def draw(self, variables: Variables, key: Key, batch: Batch) -> Float[Array, "n h w c"]:
+        """Draws images of what a batch asks for; one with ``image`` and ``mask`` is painted anew where that is 1."""
+        encoded = self.stage.encode(variables.frozen, {name: part for name, part in batch.items() if name != "mask"})
+        conditions = self.net.conditions(encoded)
+        if "image" not in batch:
+            masked = jnp.full((len(jax.tree.leaves(batch)[0]), *self.grid), self.net.mask_token)
+            return self._filled(variables, key, masked, conditions)
+        hidden = token_mask(batch["mask"], self.tokenizer.reduction, threshold=LEAST_HIDDEN)
+        tokens = jnp.where(hidden, self.net.mask_token, encoded["tokens"])
+        return composite(batch["image"], self._filled(variables, key, tokens, conditions), batch["mask"])
+
+    def sample(self, variables: Variables, key: Key, n: int) -> Float[Array, "n h w c"]:
+        """Draws ``n`` images to look at, of the classes or the prompts in turn."""
+        condition, context = self.config.condition, self.context
+        if condition.name != "text":
+            return self.draw(variables, key, {"label": jnp.arange(n) % context.num_classes})
+        found = [context.captions(text) for text in condition.prompts or ("",)]
+        prompts = {name: jnp.stack([found[i % len(found)][name] for i in range(n)]) for name in found[0]}
+        return self.draw(variables, key, prompts)
+
+    def to_score(
+        self, variables: Variables, test: Callable[[], Iterator[Batch]], key: Key
+    ) -> Iterator[tuple[Float[Array, "n h w c"], Int[Array, " n"] | None]]:
+        """Draws what is to be scored, with the classes asked for: all in turn, or by captions of the test split."""
+        draw = jax.jit(self.draw)
+        for number, (batch, classes) in enumerate(self._asked(test)):
+            yield draw(variables, jax.random.fold_in(key, number), batch), classes
+
+    def trace(
+        self, variables: Variables, batch: Batch, key: Key
+    ) -> tuple[Float[Array, "n h w c"], mask_analysis.Analysis]:
+        """Real images, what the tokenizer makes of them, their left halves, and these filled up; an analysis."""
+        encoded = self.stage.encode(variables.frozen, batch)
+        tokens, conditions = encoded["tokens"], self.net.conditions(encoded)
+        key_fill, key_analysis = jax.random.split(key)
+        half = jnp.where(jnp.arange(self.grid[1]) < self.grid[1] // 2, tokens, self.net.mask_token)
+        again = self._decoded(variables, tokens)
+        images = batch.get("image", again)
+        hidden = jnp.where(jnp.arange(images.shape[2])[:, None] < images.shape[2] // 2, images, 0.5)
+        filled = self._filled(variables, key_fill, half, conditions)
+
+        def predict(seen):
+            return self.net.apply(variables.params, seen, conditions)[..., : self.codebook_size]
+
+        analysis = mask_analysis.analyse(key_analysis, predict, tokens, self._hide)
+        return jnp.concatenate([images, again, hidden, filled]), analysis
+
+    def pictures(
+        self, traced: tuple[Float[np.ndarray, "n h w c"], mask_analysis.Analysis]
+    ) -> dict[str, UInt8[np.ndarray, "_ _ 3"]]:
+        """Draws what was traced."""
+        images, analysis = traced
+        return {"inpainting": pictures.grid(images, len(images) // 4), "predictions": mask_analysis.draw(analysis)}
+
+    def _asked(self, test: Callable[[], Iterator[Batch]]) -> Iterator[tuple[Batch, Array | None]]:
+        left, kind = self.config.score.samples, self.config.condition.name
+        if kind != "text":
+            classes = jnp.arange(SCORED_AT_ONCE) % self.context.num_classes
+            for _ in range(-(-left // SCORED_AT_ONCE)):
+                yield {"label": classes}, classes if kind == "class" else None
+            return
+        while left > 0:
+            for batch in test():
+                yield {name: part for name, part in batch.items() if name not in ("image", "label")}, batch["label"]
+                left -= len(batch["label"])
+                if left <= 0:
+                    return
+
+    def _filled(
+        self, variables: Variables, key: Key, tokens: Int[Array, "b h w"], conditions: PyTree
+    ) -> Float[Array, "b y x c"]:
+        """The images of tokens, of which the masked ones are decoded."""
+        empty = variables.frozen["empty"] if self.config.sampler.guidance else None
+        logits = logits_of(self.net, variables.params, conditions, empty)
+        codes = {"codebook_size": self.codebook_size, "mask_token": self.net.mask_token}
+        return self._decoded(variables, sample_tokens(key, logits, tokens, sampler(self.config.sampler), **codes))
+
+    def _decoded(self, variables: Variables, tokens: Int[Array, "b h w"]) -> Float[Array, "b y x c"]:
+        return jnp.clip(self.tokenizer.apply(variables.frozen["tokenizer"], tokens, method="decode_code"), 0, 1)
+
+    def _hide(self, key: Key, tokens: Int[Array, "b h w"], mask: Array) -> Int[Array, "b h w"]:
+        replaced = self.config.masking.noise == "random_replace"
+        noise = jax.random.randint(key, tokens.shape, 0, self.codebook_size) if replaced else self.net.mask_token
+        return jnp.where(mask, noise, tokens)
