@@ -17,7 +17,7 @@ from interop.rules import Table, compiled, exceptions, match
 from interop.tables import table as table_of
 from jaxkit.errors import ConfigError
 from jaxkit.models import IMAGE_SIDES, MODELS
-from jaxkit.problems import nearest
+from jaxkit.spelling import nearest
 
 # What data parallelism, compilation, sharding and wrappers put before a model's own names.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")

@@ -1,12 +1,12 @@
 """What is wrong with a config, for its writer: one line a mistake, with the dotted path and what would be right."""
 
 import difflib
-from collections.abc import Iterable
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from jaxkit.schema.section import Misfit, Section, kind_of
+from jaxkit.spelling import nearest
 
 NO_MAPPING = ("model_type", "union_tag_not_found")
 
@@ -26,12 +26,6 @@ def problems(error: ValidationError, raw: dict, schema: type[Section]) -> list[s
         if not another:
             lines += _describe(problem, path, owners, sections, schema)
     return lines
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """``, did you mean 'x'?`` for the name most like this one; empty if none is."""
-    near = difflib.get_close_matches(name, names, 1, 0.5)
-    return f", did you mean {near[0]!r}?" if near else ""
 
 
 def no_mapping(path: str, value: Any, names: list[str]) -> str:

@@ -17,8 +17,8 @@ from jaxkit import models
 from jaxkit.costs import Cost, Profile, Seconds
 from jaxkit.errors import ConfigError, UserError
 from jaxkit.macs import macs
-from jaxkit.problems import nearest
 from jaxkit.recorder import Call, Recorder, by_path, shown
+from jaxkit.spelling import nearest
 
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 

@@ -22,7 +22,7 @@ from jaxkit.models.masked import TRANSFORMERS
 from jaxkit.models.masked import config as transformers
 from jaxkit.models.tokenizers import TOKENIZERS
 from jaxkit.models.tokenizers import config as tokenizers
-from jaxkit.problems import nearest
+from jaxkit.spelling import nearest
 
 # what open-muse and diffusers add to the config.json of averaged weights
 _AVERAGE = (

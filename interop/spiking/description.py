@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from interop.spiking.parts import Network
 from jaxkit.errors import ConfigError
-from jaxkit.problems import nearest
+from jaxkit.spelling import nearest
 from jaxkit.spiking import connections, layers, synapses
 from jaxkit.spiking.neurons import NEURONS
 from jaxkit.spiking.surrogate import SURROGATES, Surrogate, surrogate_named

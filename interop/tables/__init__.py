@@ -5,7 +5,7 @@ from importlib import import_module
 from interop.engine import Table
 from jaxkit.errors import ConfigError
 from jaxkit.models import MODELS
-from jaxkit.problems import nearest
+from jaxkit.spelling import nearest
 
 
 def table(name: str) -> Table:

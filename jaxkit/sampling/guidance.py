@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxkit.errors import ConfigError
-from jaxkit.problems import nearest
+from jaxkit.spelling import nearest
 
 GuidanceSchedule = Literal["constant", "linear", "cosine", "power_cosine"]
 Convention = Literal["scale", "weight"]

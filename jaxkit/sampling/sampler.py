@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxkit.errors import ConfigError
-from jaxkit.problems import nearest
 from jaxkit.sampling.guidance import Guidance
 from jaxkit.sampling.schedules import Annealing, MaskSchedule, arccos, constant, cosine, linspace, remaining
+from jaxkit.spelling import nearest
 
 Method = Literal["maskgit", "lucidrains", "halton", "predict_all", "random_replace"]
 CONFIDENT = ("maskgit", "lucidrains")

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxkit.errors import ConfigError
-from jaxkit.problems import nearest
+from jaxkit.spelling import nearest
 
 LEAST_RATE = 1e-6
 

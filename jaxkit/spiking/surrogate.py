@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxkit.errors import ConfigError
-from jaxkit.problems import nearest
+from jaxkit.spelling import nearest
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """From a config.json of open-muse, diffusers or transformers to a module, and back."""
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ from flax import linen as nn
 
 from jaxkit.errors import ConfigError
 from jaxkit.models.masked import transformer_class
+from jaxkit.spelling import nearest
 
 # fields of the modules that no config.json has: how to compute, not what
 _OURS = ("parent", "name", "dtype", "remat", "attention")
@@ -143,7 +143,7 @@ def _family(config: Mapping[str, Any]) -> tuple[str, Family]:
     architectures = config.get("architectures") or [None]
     name = config.get("_class_name") or architectures[0]
     if name not in _FAMILIES:
-        hint = _nearest(str(name), _FAMILIES) or f"; there are {', '.join(_FAMILIES)}"
+        hint = nearest(str(name), _FAMILIES) or f"; there are {', '.join(_FAMILIES)}"
         raise ConfigError(f"config.json names the class {name!r}, which jaxkit has not{hint}")
     return name, _FAMILIES[name]
 
@@ -158,7 +158,7 @@ def _read(config: Mapping[str, Any], family: Family, names: list[str]) -> tuple[
         if key in _HEAD or key in family.ignored:
             continue
         if key not in known:
-            problems.append(f"{key}: unknown key{_nearest(key, known)}")
+            problems.append(f"{key}: unknown key{nearest(key, known)}")
         elif key in family.fixed:
             if value != family.fixed[key]:
                 problems.append(f"{key} {value!r} is not offered, only {family.fixed[key]!r}{family.hint}")
@@ -180,8 +180,3 @@ def _levels(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(heads, tuple) and len(heads) == 1:
         values["block_num_heads"] = heads[0]
     return values
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, names, 1, 0.5)
-    return f", did you mean {near[0]!r}?" if near else ""

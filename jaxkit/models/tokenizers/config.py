@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from jaxkit.errors import ConfigError
 from jaxkit.models import tokenizers
-from jaxkit.models.spelling import nearest
 from jaxkit.models.tokenizers.tokenizer import Tokenizer
 from jaxkit.models.tokenizers.vq_model import from_vq_model, to_vq_model
+from jaxkit.spelling import nearest
 
 
 class Family(NamedTuple):

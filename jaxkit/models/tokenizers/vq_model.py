@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxkit.errors import ConfigError
-from jaxkit.models.spelling import nearest
+from jaxkit.spelling import nearest
 
 # VQModel's names of fields that mean the same -> ours
 _SAME = {

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxkit.errors import ShapeError
-from jaxkit.problems import nearest
+from jaxkit.spelling import nearest
 from jaxkit.spiking.checks import require_positive
 from jaxkit.spiking.plasticity.bounds import FullBound, unbounded
 from jaxkit.spiking.plasticity.rule import Updates

@@ -1,4 +1,4 @@
-"""What a mistyped name in a config.json may have meant."""
+"""What a mistyped name may have meant."""
 
 import difflib
 from collections.abc import Iterable
