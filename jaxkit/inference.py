@@ -78,6 +78,7 @@ def sample_run(
     step: int | None = None,
     seed: int = 0,
     label: int | None = None,
+    prompts: tuple[str, ...] = (),
     image: Float[np.ndarray, "h w c"] | None = None,
     mask: Float[np.ndarray, "h w"] | None = None,
     overrides: tuple[str, ...] = (),
@@ -90,6 +91,7 @@ def sample_run(
         step: of the checkpoint.
         seed: the same seed draws the same images.
         label: the class of all; None: all classes in turn.
+        prompts: captions, in turn; none: the empty one, where the data has captions.
         image: one to be painted anew where ``mask`` is 1.
         mask: of its pixels.
         overrides: of the config, of what does not change the network, such as ``task.sampler.steps=16``.
@@ -106,6 +108,11 @@ def sample_run(
             raise ConfigError(f"--class {label}: the classes are 0 to {run.source.num_classes - 1}")
         labels = jnp.arange(n) % run.source.num_classes if label is None else jnp.full(n, label)
         asked = {"label": labels.astype(jnp.int32)}
+        if run.source.captions is not None:
+            read = [run.source.captions(prompt) for prompt in prompts or ("",)]
+            asked |= {name: jnp.stack([read[i % len(read)][name] for i in range(n)]) for name in read[0]}
+        elif prompts:
+            raise ConfigError(f"--prompt: the data of {folder} has no captions; give --class")
         if image is not None:
             _require_shape("--image", image.shape, run.source.image_shape)
             _require_shape("--mask", mask.shape, run.source.image_shape[:2])

@@ -13,6 +13,7 @@ parser.add_argument("--out", type=Path, metavar="FILE.png", help="gets all image
 parser.add_argument("--folder", type=Path, metavar="DIR", help="gets each image as a file of its own")
 parser.add_argument("--n", type=int, default=16, help="how many images; default 16")
 parser.add_argument("--class", type=int, dest="label", metavar="N", help="the class of all; default: all in turn")
+parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a caption; several: in turn")
 parser.add_argument("--image", type=Path, metavar="FILE", help="an image to be painted anew where --mask is white")
 parser.add_argument("--mask", type=Path, metavar="FILE")
 parser.add_argument("--seed", type=int, default=0)
@@ -39,6 +40,7 @@ def main() -> None:
         step=arguments.step,
         seed=arguments.seed,
         label=arguments.label,
+        prompts=tuple(arguments.prompt),
         image=arguments.image and pictures.read(arguments.image),
         mask=arguments.mask and pictures.read(arguments.mask)[..., 0],
         overrides=tuple(arguments.overrides),

@@ -166,6 +166,8 @@ def test_a_run_draws_scores_and_resumes_to_the_same_bytes(tokenizer, tmp_path):
     assert not np.array_equal(images, sample_run(tmp_path / "run", 3, label=7, seed=2))
     with pytest.raises(ConfigError, match="--class 10: the classes are 0 to 9"):
         sample_run(tmp_path / "run", 1, label=10)
+    with pytest.raises(ConfigError, match="has no captions; give --class"):
+        sample_run(tmp_path / "run", 1, prompts=("a seven",))
 
 
 def test_what_is_painted_anew_leaves_the_rest_of_an_image_as_it_was(batch):
