@@ -6,13 +6,13 @@ import types
 import numpy as np
 import pytest
 from conftest import ROOT, small_config
+from runs import learned
 
 from interop import layers
 from interop.layers import Place
 from jaxkit import experiment, tasks
 from jaxkit.config import parse
 from jaxkit.data.sources import open_source
-from runs import learned
 
 
 def test_the_task_added_in_training_md_trains_without_a_change_to_the_spine(tmp_path, monkeypatch):

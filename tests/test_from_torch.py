@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import script, small_config
+from runs import arrays
 
 from interop import reference
 from interop.engine import flatten, to_flax
@@ -17,7 +18,6 @@ from interop.tables import table
 from jaxkit import experiment, models
 from jaxkit.config import parse
 from jaxkit.errors import ConfigError, UserError
-from runs import arrays
 
 NAME, STEP = "cifar_resnet_tiny", 3
 # 1198 of the 1797 digits are to train on: 19 batches of 64, the last of them small

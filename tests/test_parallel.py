@@ -10,7 +10,6 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, command, environment, script
-
 from runs import largest_difference, learned
 
 # Sums over the batch come in another order, 1e-7 apart. Where that carries an activation over the kink of a ReLU, its

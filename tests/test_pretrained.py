@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 import yaml
 from conftest import script, small_config
+from runs import learned
 
 import interop
 from interop import reference
@@ -24,7 +25,6 @@ from interop.tables import table
 from jaxkit import experiment, inference, models, tracking
 from jaxkit.config import Config, parse
 from jaxkit.errors import ConfigError
-from runs import learned
 
 NAME = "cifar_resnet_tiny"
 # a rate at which no parameter moves, 32 bits being few: what is evaluated are the weights in the file

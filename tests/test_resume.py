@@ -11,10 +11,10 @@ import time
 
 import pytest
 from conftest import ROOT, command, environment, script
+from runs import arrays, identical
 
 from jaxkit.checkpoint import saved_steps
 from jaxkit.tracking import read_metrics
-from runs import arrays, identical
 
 KILLS = 20
 STEPS = 120

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import small_config
+from runs import arrays, identical, learned
 from sklearn.datasets import load_digits
 
 import jaxkit.train
@@ -19,7 +20,6 @@ from jaxkit.errors import ConfigError
 from jaxkit.stop import Interrupted, NonFinite
 from jaxkit.tasks import TASKS, classify
 from jaxkit.tracking import read_metrics
-from runs import arrays, identical, learned
 
 
 def run(folder: Path, **changes):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import small_config
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from runs import arrays, identical
 
 from jaxkit.config import parse
 from jaxkit.data.captions import open_tokenizer
@@ -19,7 +20,6 @@ from jaxkit.schema.maskgit import MaskGit
 from jaxkit.tasks import image_tokens, maskgit
 from jaxkit.tasks.mask_analysis import analyse, draw
 from jaxkit.tasks.task import Context
-from runs import arrays, identical
 
 KEY = jax.random.PRNGKey(0)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
