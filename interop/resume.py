@@ -14,7 +14,7 @@ from interop.optimizer_state import parameters, to_flax, to_torch
 from interop.torch_state import Names, OptimizerStateError, TorchState, as_numpy, as_tensor, numbered, read
 from jaxkit.optimizer import decay_mask
 from jaxkit.schema.optimizer import Adam, AdamW, Optimizer, Sgd
-from jaxkit.train import TrainState
+from jaxkit.step import TrainState
 
 if TYPE_CHECKING:
     import torch

@@ -26,7 +26,7 @@ from jaxkit.models.tokenizers import TOKENIZERS
 from jaxkit.nn.quantizer import settled
 
 if TYPE_CHECKING:
-    from jaxkit.train import TrainState
+    from jaxkit.step import TrainState
 
 _HEAD = re.compile(r"params/(aux\d+/)?head/.*")
 _AUXILIARY = re.compile(r"\w+/(aux\d+)/.*")

@@ -205,17 +205,16 @@ def source_config(source: Pretrained, above: tuple[str, ...] = ()) -> Config:
 
 
 def _with_model(source: Pretrained, above: tuple[str, ...]) -> Pretrained:
-    """Fills in the model of the run that a source names, unless the source is pinned and has it already."""
-    if source.pinned is not None and source.model is not None:
+    """Fills in the model of the run that a source names, unless it names none or is pinned and has it already."""
+    if source.run is None or (source.pinned is not None and source.model is not None):
         return source
     task = source_config(source, above).task
     model = trained_model(task)
     if not isinstance(model, type(source).KINDS):
-        where = source.config or source.workdir or source.checkpoint
-        raise ConfigError(f"{above[-1]}: {where} is of the task {task.name!r}, which trains no {type(source).WANTED}")
+        raise ConfigError(
+            f"{above[-1]}: {source.run} is of the task {task.name!r}, which trains no {type(source).WANTED}"
+        )
     model = model.model_copy(update={"pretrained": None})  # the run has weights of its own by now
     if source.model not in (None, model):
-        raise ConfigError(
-            f"{above[-1]}: the model of {source.config or source.workdir or source.checkpoint} is {model}"
-        )
+        raise ConfigError(f"{above[-1]}: the model of {source.run} is {model}")
     return source.model_copy(update={"model": model})

@@ -20,8 +20,9 @@ from jaxkit.errors import ConfigError
 from jaxkit.evaluation import compiled_evaluation, evaluate
 from jaxkit.experiment import prepare
 from jaxkit.schema.optimizer import Sgd
+from jaxkit.step import TrainState, gradient_of
 from jaxkit.tasks.task import Variables
-from jaxkit.train import Run, TrainState, compiled_step, gradient_of, initial_state
+from jaxkit.train import Run, compiled_step, initial_state
 
 
 @dataclass(frozen=True)

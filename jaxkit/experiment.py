@@ -24,10 +24,11 @@ from jaxkit.optimizer import make_optimizer
 from jaxkit.schedules import make_schedule
 from jaxkit.schema.model import Pretrained
 from jaxkit.starts import begun, digest, say, warmed
+from jaxkit.step import restored_state, saved_items
 from jaxkit.tasks import TASKS
 from jaxkit.tasks.task import Context, Task, Variables
 from jaxkit.tracking import Tracker
-from jaxkit.train import Run, Trainer, initial_state, restored_state, saved_items
+from jaxkit.train import Run, Trainer, initial_state
 
 DTYPES = {"no": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 CACHE = Path("~/.cache/jaxkit/xla")
@@ -172,6 +173,7 @@ def make_task(
         dtype=DTYPES[config.train.precision],
         axis_name=executor.axis_name if sync else None,
         mapped_axis=executor.axis_name,
+        pieces=config.optimizer.accumulate,
         batch_groups=executor.devices if executor.axis_name is None and not sync else 1,
     )
     task = import_module(f"jaxkit.tasks.{TASKS[config.task.name]}").make(config.task, context)
@@ -200,7 +202,7 @@ def pinned(source: Pretrained, read_weights: Callable | None = None) -> Pretrain
     Raises:
         ConfigError: if there is none.
     """
-    if source.pinned is not None:
+    if source.pinned is not None or source.run is None:
         return source
     if source.checkpoint is not None:
         path = Path(source.checkpoint)

@@ -1,6 +1,7 @@
 """What a trained run is used for: the evaluation and the samples of one of its checkpoints. Trains nothing."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,15 +35,17 @@ class Restored(NamedTuple):
     key: UInt32[Array, "2"]
 
 
-def evaluate_run(folder: Path, step: int | None = None) -> dict[str, Any]:
+def evaluate_run(folder: Path, step: int | None = None, *, read_weights: Callable | None = None) -> dict[str, Any]:
     """Evaluates one checkpoint of a workdir, the best by default.
+
+    ``read_weights`` is that of :class:`jaxkit.tasks.task.Context`, for a run with frozen weights from a folder.
 
     Raises:
         UserError: if there is no run, no such step, or the checkpoint is damaged.
     """
     config = _config(folder)
     with precision(config):
-        run = _restored(folder, config, step)
+        run = _restored(folder, config, step, read_weights)
         params, state, frozen = run.variables
         compiled = compiled_evaluation(run.task, run.feed, run.executor, run.key, params, state, frozen)
         metrics = evaluate(compiled, params, state, frozen)
@@ -50,15 +53,21 @@ def evaluate_run(folder: Path, step: int | None = None) -> dict[str, Any]:
     return {"step": run.step, **metrics}
 
 
-def score_run(folder: Path, step: int | None = None, overrides: tuple[str, ...] = ()) -> dict[str, float]:
-    """Scores what one checkpoint of a workdir draws; ``overrides`` as in :func:`sample_run`.
+def score_run(
+    folder: Path,
+    step: int | None = None,
+    overrides: tuple[str, ...] = (),
+    *,
+    read_weights: Callable | None = None,
+) -> dict[str, float]:
+    """Scores what one checkpoint of a workdir draws; ``overrides`` and ``read_weights`` as in :func:`sample_run`.
 
     Raises:
         UserError: if there is no run, no such step, or nothing that scores it.
     """
     config = _config(folder, overrides)
     with precision(config):
-        run = _restored(folder, config, step)
+        run = _restored(folder, config, step, read_weights)
         found = scores(run.task, run.feed, run.variables, run.key)
     if not found:
         raise ConfigError(f"{folder}: the task {config.task.name} has no scores, or its config no task.score")
@@ -82,6 +91,7 @@ def sample_run(
     image: Float[np.ndarray, "h w c"] | None = None,
     mask: Float[np.ndarray, "h w"] | None = None,
     overrides: tuple[str, ...] = (),
+    read_weights: Callable | None = None,
 ) -> Float[np.ndarray, "n h w c"]:
     """Draws ``n`` images in [0, 1] from one checkpoint of a workdir, the best by default.
 
@@ -95,13 +105,14 @@ def sample_run(
         image: one to be painted anew where ``mask`` is 1.
         mask: of its pixels.
         overrides: of the config, of what does not change the network, such as ``task.sampler.steps=16``.
+        read_weights: of :class:`jaxkit.tasks.task.Context`, for a run with frozen weights from a folder.
 
     Raises:
         UserError: if there is no run, no such step, or nothing that could be asked for in this way.
     """
     config = _config(folder, overrides)
     with precision(config):
-        run = _restored(folder, config, step)
+        run = _restored(folder, config, step, read_weights)
         if run.task.draw is None:
             raise ConfigError(f"{folder}: the task {config.task.name} draws no images")
         if label is not None and not 0 <= label < run.source.num_classes:
@@ -128,9 +139,9 @@ def _config(folder: Path, overrides: tuple[str, ...] = ()):
     return load(folder / "config.yaml", overrides)
 
 
-def _restored(folder: Path, config: Any, step: int | None) -> Restored:
+def _restored(folder: Path, config: Any, step: int | None, read_weights: Callable | None) -> Restored:
     step = step if step is not None else best_or_last(folder, config)
-    source, feed, task, executor = assemble(config)
+    source, feed, task, executor = assemble(config, read_weights)
     key = jax.random.PRNGKey(config.train.seed)
     variables = task.init(key, feed.preprocess(jax.tree.map(jnp.asarray, feed.first())))
     like = {"params": variables.params, "state": variables.state}

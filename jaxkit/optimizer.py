@@ -12,9 +12,10 @@ import optax
 from einops import rearrange
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxkit.adam8bit import scale_by_adam_8bit
 from jaxkit.errors import ConfigError
 from jaxkit.schedules import make_schedule
-from jaxkit.schema.optimizer import Adam, AdamW, Lion, Optimizer, Sgd
+from jaxkit.schema.optimizer import Adam, AdamW, AdamW8bit, Lion, Optimizer, Sgd
 
 # torch.amp.GradScaler's defaults
 INITIAL_SCALE = 2.0**16
@@ -60,6 +61,8 @@ def _update_rule(config: Optimizer) -> list[optax.GradientTransformation]:
             return [*decay, scale_by_adam(b1, b2, eps)]
         case AdamW(b1=b1, b2=b2, eps=eps):
             return [scale_by_adam(b1, b2, eps), *decay]
+        case AdamW8bit(b1=b1, b2=b2, eps=eps):
+            return [scale_by_adam_8bit(b1, b2, eps), *decay]
         case Lion(b1=b1, b2=b2):
             return [optax.scale_by_lion(b1, b2), *decay]
 
@@ -261,3 +264,15 @@ def weighed(loss: Array, metrics: dict[str, Array], grads: PyTree) -> tuple[Arra
         return loss, metrics, grads
     sums = loss, {name: value for name, value in metrics.items() if name != "weight"}, grads
     return jax.tree.map(lambda total: total / metrics["weight"], sums)
+
+
+def gradient_norms(
+    gradients: PyTree, scale: float | Float[Array, ""], each: bool = False
+) -> dict[str, Float[Array, ""]]:
+    """The norm of all gradients divided by ``scale``, and of ``each``, as ``grad_norm/<path of the parameter>``."""
+    leaves = jax.tree_util.tree_flatten_with_path(gradients)[0] if each else []
+    found = {
+        f"grad_norm/{jax.tree_util.keystr(path, simple=True, separator='/')}": jnp.linalg.norm(leaf.reshape(-1)) / scale
+        for path, leaf in leaves
+    }
+    return {"grad_norm": optax.tree.norm(gradients) / scale, **found}

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,13 @@ _STATES = ("encoder_hidden_states", "cond_embeds")
 
 
 def pre_encode(
-    config: Config, folder: Path, *, shard_size: int = 1024, half: bool = False, part: tuple[int, int] = (0, 1)
+    config: Config,
+    folder: Path,
+    *,
+    shard_size: int = 1024,
+    half: bool = False,
+    part: tuple[int, int] = (0, 1),
+    read_weights: Callable | None = None,
 ) -> int:
     """Writes the encoded examples of both splits of ``config.data``, for ``data: {name: encoded, path: folder}``.
 
@@ -44,6 +51,7 @@ def pre_encode(
         shard_size: examples of a shard.
         half: whether states of captions are stored in float16.
         part: this process's number and how many there are: each makes the shards of its own.
+        read_weights: of :class:`jaxkit.tasks.task.Context`, for a tokenizer from a folder.
 
     Returns:
         The number of shards written.
@@ -54,7 +62,7 @@ def pre_encode(
     _require_encodable(config)
     with precision(config):
         source = open_source(config.data)
-        encode, frozen = _encoder(config, source)
+        encode, frozen = _encoder(config, source, read_weights)
         index = {
             "format": 1,
             "source": source.fingerprint,
@@ -106,12 +114,13 @@ def _require_encodable(config: Config) -> None:
         raise ConfigError("data.augment: changes images in every epoch, encoded ones stay as they are; set it to none")
 
 
-def _encoder(config: Config, source: Source) -> tuple[Callable[[Batch], Batch], PyTree]:
+def _encoder(config: Config, source: Source, read_weights: Callable | None) -> tuple[Callable[[Batch], Batch], PyTree]:
     """``batch -> encoded batch`` in one program, and the variables of the encoders."""
     context = Context(
         num_classes=source.num_classes,
         image_shape=source.image_shape,
-        load_weights=load_weights,
+        load_weights=partial(load_weights, read_weights=read_weights),
+        read_weights=read_weights,
         dtype=DTYPES[config.train.precision],
     )
     text = getattr(config.task.condition, "encoder", None)

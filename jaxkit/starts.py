@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxkit.errors import ConfigError
+from jaxkit.step import TrainState
 from jaxkit.tasks.task import Task, Variables
-from jaxkit.train import Run, TrainState
+from jaxkit.train import Run
 
 
 def warmed(task: Task) -> Task:

@@ -3,7 +3,7 @@
 import csv
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxkit.errors import ConfigError
@@ -28,11 +28,17 @@ def axes(arguments: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def sweep(folder: Path, settings: dict[str, list[str]], step: int | None = None) -> Iterator[Row]:
-    """Scores one checkpoint of the run in ``folder`` with every combination of settings; a row each."""
+def sweep(
+    folder: Path, settings: dict[str, list[str]], step: int | None = None, *, read_weights: Callable | None = None
+) -> Iterator[Row]:
+    """Scores one checkpoint of the run in ``folder`` with every combination of settings; a row each.
+
+    ``read_weights`` as in :func:`jaxkit.inference.score_run`.
+    """
     for values in itertools.product(*settings.values()):
         row = dict(zip(settings, values, strict=True))
-        yield row | score_run(folder, step, tuple(f"{key}={value}" for key, value in row.items()))
+        changes = tuple(f"{key}={value}" for key, value in row.items())
+        yield row | score_run(folder, step, changes, read_weights=read_weights)
 
 
 def write(rows: list[Row], settings: dict[str, list[str]], folder: Path) -> None:

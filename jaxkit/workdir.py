@@ -25,7 +25,8 @@ PACKAGES = ("jaxkit", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gra
 # the schedule depends on, and for dropout under pmap, which draws other masks than under jit.
 MAY_CHANGE = {
     "tracking", "data.threads", "data.eval_batch_size", "train.steps", "train.epochs", "train.log_every",
-    "train.eval_every", "train.checkpoint_every", "train.keep_last", "train.keep_best", "train.parallel",
+    "train.log_gradients", "train.eval_every", "train.checkpoint_every", "train.keep_last", "train.keep_best",
+    "train.parallel",
 }  # fmt: skip
 WRITTEN = (
     "checkpoints", "damaged", "tensorboard", "samples", "metrics.jsonl", "results.json", "curves.png", "config.yaml",

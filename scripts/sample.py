@@ -30,6 +30,7 @@ def main() -> None:
         raise ConfigError("--image and --mask come together")
     if arguments.n < 1:
         raise ConfigError(f"--n {arguments.n}: give 1 or more")
+    from interop.starts import read_weights
     from jaxkit import pictures
     from jaxkit.inference import sample_run
 
@@ -44,6 +45,7 @@ def main() -> None:
         image=arguments.image and pictures.read(arguments.image),
         mask=arguments.mask and pictures.read(arguments.mask)[..., 0],
         overrides=tuple(arguments.overrides),
+        read_weights=read_weights,
     )
     for path in pictures.write(images, arguments.out, arguments.folder):
         print(path)

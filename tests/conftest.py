@@ -7,13 +7,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
+# Most of the suite's time goes into compiling small programs that run once.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 # before jax is imported: it reads both once
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK}")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import pytest  # noqa: E402
 import yaml  # noqa: E402
+
+
+def thinned(values, kept) -> list:
+    """Parameters of a test that runs on ``kept`` of the values always, and on the others with ``-m slow``."""
+    marks = {True: (), False: pytest.mark.slow}
+    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=marks[v in kept]) for v in values]
 
 
 def small_config(**changes) -> dict:
@@ -69,4 +77,4 @@ def command(name: str, *arguments) -> list[str]:
 
 
 def environment(devices: int) -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}"}

@@ -10,13 +10,12 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, command, environment, script
+from conftest import ROOT, command, environment, script, thinned
 from runs import arrays, identical
 
 from jaxkit.checkpoint import saved_steps
 from jaxkit.tracking import read_metrics
 
-KILLS = 20
 STEPS = 120
 
 
@@ -77,11 +76,12 @@ def assert_same_end(folder, whole) -> None:
     assert both[0]["last"] == both[1]["last"]
 
 
-def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bytes(config, whole, tmp_path):
+@pytest.mark.parametrize("kills", thinned((4, 20), (4,)))
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(config, whole, tmp_path, kills):
     draw = random.Random(7)
     folder = tmp_path / "run"
     killed_while = []
-    for kill in range(KILLS):
+    for kill in range(kills):
         process = started(config, folder)
         before = last_step(folder)
         # five steps a life on average, so that twenty lives end within the run; some lives end before their first step
@@ -96,12 +96,14 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bytes(config, 
         process.communicate()
         unfinished = [p.name for p in (folder / "checkpoints").glob("*tmp*")] if folder.exists() else []
         killed_while.append((last_step(folder), bool(unfinished)))
-    assert len({step for step, _ in killed_while}) > 5, killed_while
+    assert len({step for step, _ in killed_while}) > kills // 4, killed_while
     script("train.py", "--config", config, "--workdir", folder)
     assert_same_end(folder, whole)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), thinned(((signal.SIGTERM, 143), (signal.SIGINT, 130)), ((signal.SIGINT, 130),))
+)
 def test_a_signal_finishes_the_step_saves_it_and_says_how_to_go_on(config, whole, tmp_path, number, code):
     folder = tmp_path / "run"
     process = started(config, folder)
@@ -121,7 +123,7 @@ def test_a_signal_finishes_the_step_saves_it_and_says_how_to_go_on(config, whole
     assert_same_end(folder, whole)
 
 
-@pytest.mark.parametrize("harm", ["cut", "altered", "missing"])
+@pytest.mark.parametrize("harm", thinned(("cut", "altered", "missing"), ("altered",)))
 def test_a_damaged_checkpoint_is_named_and_the_newest_good_one_used(config, whole, tmp_path, harm):
     folder = tmp_path / "run"
     cut_back(whole, folder, 12)

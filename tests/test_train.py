@@ -13,6 +13,7 @@ from conftest import small_config
 from runs import arrays, identical, learned
 from sklearn.datasets import load_digits
 
+import jaxkit.step
 import jaxkit.train
 from jaxkit import checkpoint, experiment, models, tracking
 from jaxkit.config import parse
@@ -27,9 +28,9 @@ def run(folder: Path, **changes):
 
 
 def test_the_step_is_short_and_the_loop_names_no_task_model_or_data():
-    body = inspect.getsource(jaxkit.train.train_step).splitlines()
+    body = inspect.getsource(jaxkit.step.train_step).splitlines()
     assert len([line for line in body if line.strip()]) <= 20
-    source = inspect.getsource(jaxkit.train)
+    source = inspect.getsource(jaxkit.train) + inspect.getsource(jaxkit.step)
     for name in (*TASKS, *models.MODELS, "teacher", "student", "digits", "image", "label"):
         assert not re.search(rf"\b{name}\b", source), name
 
@@ -181,9 +182,9 @@ def toy(update: bool):
         def sample(variables, key, n):
             return jnp.broadcast_to(variables.params["level"], (n, 4, 4, 1))
 
-        return jaxkit.train.Task(init, loss, evaluate, sample, rule if update else None)
+        return jaxkit.tasks.task.Task(init, loss, evaluate, sample, rule if update else None)
 
-    experiment_variables = partial(jaxkit.train.Variables, frozen={})
+    experiment_variables = partial(jaxkit.tasks.task.Variables, frozen={})
     return make
 
 

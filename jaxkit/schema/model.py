@@ -67,6 +67,11 @@ class Pretrained(Section):
     pinned: str | None = None
     """Filled in in the ``config.yaml`` of a workdir: the checkpoint that was read. It is then read again."""
 
+    @property
+    def run(self) -> str | None:
+        """The run, or the config of one, that the weights come from."""
+        return self.config or self.workdir or self.checkpoint
+
     @model_validator(mode="after")
     def _one_source(self):
         if sum(source is not None for source in (self.workdir, self.checkpoint, self.config)) != 1:

@@ -232,4 +232,13 @@ class Lion(Optimizer):
     b2: Beta = 0.99
 
 
-OPTIMIZERS = {"sgd": Sgd, "adam": Adam, "adamw": AdamW, "lion": Lion}
+class AdamW8bit(Optimizer):
+    """AdamW with moments of a byte each (Dettmers et al., 2022), for parameters of 4096 entries and more."""
+
+    name: Literal["adamw_8bit"]
+    b1: Beta = 0.9
+    b2: Beta = 0.999
+    eps: Positive = 1e-8
+
+
+OPTIMIZERS = {"sgd": Sgd, "adam": Adam, "adamw": AdamW, "adamw_8bit": AdamW8bit, "lion": Lion}

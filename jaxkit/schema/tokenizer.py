@@ -80,13 +80,25 @@ MODELS = {"vqgan": VQGAN, "movq": MoVQ, "maskgit_vqgan": MaskGitVQGAN, "paella_v
 
 
 class TokenizerSource(Pretrained):
-    """Where a frozen tokenizer comes from: a run of the task ``tokenizer``, as teachers come from theirs."""
+    """Where a frozen tokenizer comes from: a run of the task ``tokenizer``, as teachers come from theirs; or a folder.
+
+    Weights of open-muse, diffusers or Google are those of ``model.pretrained``, of a model whose sizes are given.
+    """
 
     KINDS: ClassVar[tuple[type[Section], ...]] = tuple(MODELS.values())
     WANTED: ClassVar[str] = "tokenizer"
 
     cache: str = "runs/tokenizers"
     model: one_of(MODELS) | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        folder = self.model is not None and self.model.pretrained is not None
+        if sum((self.workdir is not None, self.checkpoint is not None, self.config is not None, folder)) != 1:
+            raise ValueError("give workdir, checkpoint, config or model.pretrained: one of them")
+        if self.overrides and self.config is None:
+            raise ValueError("overrides are those of a config, and none is given")
+        return self
 
 
 class Entropy(Section):

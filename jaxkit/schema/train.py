@@ -16,6 +16,8 @@ class Train(Section):
     """Passes over the training data, instead of steps."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     log_every: Count = 50
+    log_gradients: bool = False
+    """Logs the norm of each parameter's gradient too, as ``grad_norm/<path>``."""
     eval_every: Count = 500
     checkpoint_every: Count = 500
     keep_last: Count = 2

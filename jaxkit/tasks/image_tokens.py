@@ -51,9 +51,17 @@ def grid(model: Tokenizer, image_shape: tuple[int, int, int]) -> tuple[int, int]
 def trained(
     source: TokenizerSource, context: Context, key: UInt32[Array, "2"], images: Float[Array, "b h w c"]
 ) -> PyTree:
-    """Reads the variables of the tokenizer that a run of the task ``tokenizer`` trained, as a frozen one has them."""
-    model = build(source.model, context)
+    """Reads the variables of the tokenizer that a run of the task ``tokenizer`` trained, as a frozen one has them.
+
+    Those of a folder are read by what the context has for it.
+    """
+    folder = source.model.pretrained
+    model = build(source.model, context, frozen=folder is not None)
     require_channels(model, images)
+    if folder is not None:
+        if context.read_weights is None:
+            raise ConfigError("task.tokenizer.model.pretrained: nothing that reads weight files was handed to this run")
+        return context.read_weights(folder, source.model.name, jax.eval_shape(model.init, key, images))[0]
     variables = dict(jax.eval_shape(model.init, key, images))
     like = {"params": {"tokenizer": variables.pop("params")}, "state": {"tokenizer": variables}}
     found = context.load_weights(source, like, partly=True)

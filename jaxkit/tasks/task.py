@@ -77,6 +77,8 @@ class Context(NamedTuple):
     """Mapped axis over which batch statistics are averaged."""
     batch_groups: int = 1
     """Parts of the batch normalised apart."""
+    pieces: int = 1
+    """Parts a batch is worked through in, one after the other."""
     mapped_axis: str | None = None
     """Mapped axis of the devices, where there is one, for what is of the whole batch."""
     image_shape: tuple[int, int, int] | None = None

@@ -16,9 +16,9 @@ from jaxkit.optimizer import make_optimizer
 from jaxkit.schedules import make_schedule
 from jaxkit.schema.classify import Classify
 from jaxkit.schema.optimizer import OPTIMIZERS, SCHEDULES
+from jaxkit.step import TrainState, train_step
 from jaxkit.tasks import classify
 from jaxkit.tasks.task import Context
-from jaxkit.train import TrainState, train_step
 
 STEPS, STOP, RATE = 8, 4, 1e-3
 # Adam divides by sqrt(v) + eps: where a gradient is mere rounding, 1e-4 keeps the quotient from being as large as any.

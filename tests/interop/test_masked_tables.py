@@ -134,8 +134,6 @@ def torch_logits(net, tokens, given):
     "fields",
     [
         {"num_res_blocks": 2},
-        {"half": True},
-        {"use_bias": True},
         {"half": True, "use_bias": True},
         # no projection of the text where its width is that of the blocks
         {"block_out_channels": (32,), "block_num_heads": 4, "use_fused_mlp": True},

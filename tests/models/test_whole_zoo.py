@@ -3,6 +3,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import thinned
 
 from jaxkit.models import IMAGE_SIDES, MODELS, build
 
@@ -136,7 +137,8 @@ def test_every_model_but_the_tiny_ones_has_a_published_count():
     assert set(CLASSES) | {name for name in MODELS if "tiny" in name} == set(MODELS)
 
 
-@pytest.mark.parametrize("name", MODELS)
+# the last of each family, the deepest as a rule, and what all are counted by above
+@pytest.mark.parametrize("name", thinned(MODELS, {family: name for name, family in MODELS.items()}.values()))
 def test_every_model_returns_logits_and_features_by_name(name):
     classes = CLASSES.get(name, 7)
     logits, features, _ = traced(name, classes)

@@ -180,7 +180,7 @@ CASES = st.tuples(
 )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(CASES, st.sampled_from(EXECUTIONS), st.integers(1, 8))
 def test_stepwise_chunked_whole_and_batched_are_the_same_for_every_execution(case, execution, cut):
     windowed = case[2] in ("gaussian", "triangle")

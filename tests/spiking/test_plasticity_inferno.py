@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import thinned
 from einops import rearrange
 
 from jaxkit.spiking import connections, plasticity
@@ -228,7 +229,10 @@ def largest_error(connection, here, there) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "delay", "step_time"),
-    [(kind, delay, 1.0) for kind in CONNECTIONS for delay in (None, 2.0)] + [("dense", 3.0, 0.5)],
+    thinned(
+        [(kind, delay, 1.0) for kind in CONNECTIONS for delay in (None, 2.0)] + [("dense", 3.0, 0.5)],
+        [("dense", None, 1.0), ("dense", 3.0, 0.5), ("lateral", 2.0, 1.0), ("convolution", 2.0, 1.0)],
+    ),
 )
 def test_rules_find_infernos_updates_at_each_of_200_steps(kind, delay, step_time, monkeypatch):
     # The original's pattern is invalid, so that no rule works on its convolutions.

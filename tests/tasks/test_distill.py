@@ -10,9 +10,9 @@ from jaxkit import experiment, models, parallel
 from jaxkit.errors import ConfigError
 from jaxkit.schema.distill import Distill
 from jaxkit.schema.model import Pretrained
+from jaxkit.step import TrainState, train_step
 from jaxkit.tasks import distill
 from jaxkit.tasks.task import Context, Task, Variables
-from jaxkit.train import TrainState, train_step
 
 KEY = jax.random.PRNGKey(0)
 CNN = {"name": "cnn_tiny", "dropout_rate": 0.0}

@@ -143,4 +143,4 @@ def test_weights_to_start_from_replace_the_tokenizer_and_leave_its_judge(batch):
     assert notes == ["read"]
     assert not moves(warm.params["tokenizer"])
     assert warm.params["discriminator"] is variables.params["discriminator"]
-    assert warm.state["steps"] is variables.state["steps"]
+    assert warm.state["pieces"] is variables.state["pieces"]
