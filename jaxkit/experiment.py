@@ -54,7 +54,7 @@ def run(
         wait: whether to wait for another run in the same folder.
         read_weights: of :class:`jaxkit.tasks.task.Context`, for a config that names weights to start from.
         begin: ``config, examples, rate, state -> state, lines to print``: takes the state at step 0 of a new run to
-            where a run of another framework stopped.
+            where another run, or one of another framework, stopped.
 
     Raises:
         UserError: whatever the user can mend.
@@ -62,7 +62,8 @@ def run(
     with workdir.held(folder, wait), precision(config):
         if begin is not None and not force and (folder / "config.yaml").is_file():
             raise ConfigError(
-                f"{folder} holds a run: leave --from-torch out to go on with it, or overwrite it with --force"
+                f"{folder} holds a run: leave --from-torch or --start-from out to go on with it, or overwrite it with "
+                "--force"
             )
         # The folder is touched last: whatever is wrong with the config, data, weights or a teacher leaves it as it was.
         source, job = prepare(config, folder, read_weights)
@@ -123,7 +124,7 @@ def _trainer(job: Run, start: int | None, begin: Callable | None) -> Trainer:
     state, frozen = initial_state(task, job.feed, job.optimizer, job.executor, key)
     note = {"frozen": digest(frozen)}
     if start is None:
-        return Trainer(job, begun(begin, job, state) if begin else state, frozen, {}, note)
+        return Trainer(job, begun(begin, job, state) if begin else state, frozen, {}, note, begun=begin is not None)
     found, meta = checkpoint.restore(job.workdir / "checkpoints", start, saved_items(state))
     check_frozen(job.workdir, meta, note["frozen"])
     job.feed.restore(meta["loader"])

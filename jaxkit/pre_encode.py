@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxkit.config import Config
-from jaxkit.data import Examples, Source
+from jaxkit.data import Rows, Source
 from jaxkit.data.augment import make_preprocess
 from jaxkit.data.encoded import EMPTY, INDEX, SPLITS, shard_folders
 from jaxkit.data.loader import Batch, eval_batches, first_eval_batch
@@ -84,23 +84,10 @@ def pre_encode(
             for number, shard in enumerate(shards):
                 if number % part[1] != part[0] or shard.is_dir():
                     continue
-                rows = _Rows(examples, range(number * shard_size, min((number + 1) * shard_size, len(examples))))
+                rows = Rows(examples, range(number * shard_size, min((number + 1) * shard_size, len(examples))))
                 _write(shard, _encoded(rows, encode, config), half)
                 written += 1
     return written
-
-
-class _Rows:
-    """Some examples of a split."""
-
-    def __init__(self, examples: Examples, places: range):
-        self.examples, self.places = examples, places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.examples[self.places[index]]
 
 
 def _require_encodable(config: Config) -> None:
@@ -119,7 +106,7 @@ def _encoder(config: Config, source: Source, read_weights: Callable | None) -> t
     context = Context(
         num_classes=source.num_classes,
         image_shape=source.image_shape,
-        load_weights=partial(load_weights, read_weights=read_weights),
+        load_weights=load_weights if read_weights is None else partial(load_weights, read_weights=read_weights),
         read_weights=read_weights,
         dtype=DTYPES[config.train.precision],
     )
@@ -132,7 +119,7 @@ def _encoder(config: Config, source: Source, read_weights: Callable | None) -> t
     return lambda batch: compiled(frozen, batch), frozen
 
 
-def _encoded(rows: _Rows, encode: Callable[[Batch], Batch], config: Config) -> list[Batch]:
+def _encoded(rows: Rows, encode: Callable[[Batch], Batch], config: Config) -> list[Batch]:
     batches = []
     with closing(eval_batches(rows, config.data.eval_batch_size, 0, 1, config.data.threads)) as read:
         for batch in read:

@@ -1,14 +1,20 @@
-"""Where a new run starts from, if not from chance: pretrained weights, or a run of another framework."""
+"""Where a new run starts from, if not from chance: pretrained weights, another run, or one of another framework."""
 
 import hashlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import PyTree
 
+from jaxkit import checkpoint
+from jaxkit.config import Config
 from jaxkit.errors import ConfigError
-from jaxkit.step import TrainState
+from jaxkit.optimizer import AverageState
+from jaxkit.step import TrainState, restored_state, saved_items
 from jaxkit.tasks.task import Task, Variables
 from jaxkit.train import Run
 
@@ -39,6 +45,64 @@ def begun(begin: Callable, job: Run, state: TrainState) -> TrainState:
         raise ConfigError(f"the run to go on with is at step {state.step}, beyond the {job.steps} of this config")
     say(lines)
     return job.executor.replicate(state)
+
+
+def another_run(
+    path: Path, fresh: tuple[str, ...], config: Config, examples: int, rate: Callable, state: TrainState
+) -> tuple[TrainState, list[str]]:
+    """Takes the state at step 0 of a new run to where a checkpoint of another is.
+
+    Args:
+        path: of the checkpoint, such as ``runs/a/checkpoints/500``; of a run's folder its newest.
+        fresh: what is not carried on: ``optimizer``, its moments; ``schedule``, the place in it, and so the step.
+        config, examples, rate: of the new run; not looked at.
+        state: at step 0.
+
+    Raises:
+        ConfigError: if there is no such checkpoint.
+        CheckpointError: if it is damaged, or of another network or, unless that is fresh, another optimizer.
+    """
+    steps = checkpoint.saved_steps(path / "checkpoints")
+    if steps:
+        path = path / "checkpoints" / str(steps[-1])
+    if not path.name.isdigit() or not path.is_dir():
+        raise ConfigError(
+            f"--start-from {path}: is no run that has a checkpoint, and no checkpoint: <run>/checkpoints/<step>"
+        )
+    items, step = saved_items(state), int(path.name)
+    if "optimizer" in fresh:
+        del items["optimizer"]
+        if not checkpoint.holds(path.parent, step, "averaged"):
+            items.pop("averaged", None)
+    found, _ = checkpoint.restore(path.parent, step, items)
+    if "optimizer" in fresh:
+        opt_state = _carried(state.opt_state, step, found.get("averaged", found["params"]))
+        new = state._replace(params=found["params"], state=found["state"], opt_state=opt_state, step=jnp.int32(step))
+    else:
+        new = restored_state(found, state)._replace(key=state.key)
+    if "schedule" in fresh:
+        new = new._replace(step=jnp.int32(0), opt_state=_counting(new.opt_state, 0))
+    left = f", with a fresh {' and '.join(fresh)}" if fresh else ""
+    return new, [f"goes on from {path}{left}: begins at step {int(new.step)}"]
+
+
+def _carried(fresh: PyTree, step: int, averaged: PyTree) -> PyTree:
+    """A fresh optimizer's state with the average, and the place in the schedule, of one at ``step``."""
+
+    def carry(part):
+        return AverageState(jnp.int32(step), averaged) if isinstance(part, AverageState) else part
+
+    return _counting(jax.tree.map(carry, fresh, is_leaf=lambda part: isinstance(part, AverageState)), step)
+
+
+def _counting(opt_state: PyTree, step: int) -> PyTree:
+    """An optimizer's state whose schedule stands at ``step``."""
+    counts = optax.ScaleByScheduleState
+    return jax.tree.map(
+        lambda part: part._replace(count=jnp.int32(step)) if isinstance(part, counts) else part,
+        opt_state,
+        is_leaf=lambda part: isinstance(part, counts),
+    )
 
 
 def say(lines: Iterable[str]) -> None:

@@ -81,9 +81,19 @@ class Trainer:
         frozen: the frozen variables, on every device.
         meta: of the checkpoint that ``state`` came from (see :meth:`_save`); empty for a new run.
         note: entries to add to the meta data of every checkpoint.
+        begun: whether ``state`` is where another run stopped; it is saved before the first step.
     """
 
-    def __init__(self, run: Run, state: TrainState, frozen: PyTree, meta: dict[str, Any], note: dict[str, Any]):
+    def __init__(
+        self,
+        run: Run,
+        state: TrainState,
+        frozen: PyTree,
+        meta: dict[str, Any],
+        note: dict[str, Any],
+        begun: bool = False,
+    ):
+        self._begun = begun
         self.run, self.state, self.frozen, self.note = run, state, frozen, note
         self.step = self.start = int(state.step)
         self.metrics: dict[str, float] | None = meta.get("metrics")
@@ -116,7 +126,7 @@ class Trainer:
         placed = run.feed.prefetch(run.feed.batches(self.start), run.executor.put_batch)
         self._began = time.perf_counter()
         with Stop() as stop, closing(placed) as batches:
-            if self.start and self._saved is None:
+            if self._begun:
                 self._save()  # the file it was begun from need not be there again
             if self.start and self.metrics is None:
                 self._finish_step(stop)  # the run was cut off before the evaluation of this step

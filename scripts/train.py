@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jaxkit.cli import distributed_arguments, reported, start_processes, step_or
 from jaxkit.config import load
+from jaxkit.errors import ConfigError
 from jaxkit.tasks import TASKS
 
 parser = argparse.ArgumentParser(
@@ -28,6 +29,14 @@ origin.add_argument(
     help="the checkpoint to go on from; default: the newest, if the workdir holds one",
 )  # fmt: skip
 origin.add_argument("--from-torch", type=Path, metavar="RUN.pt", help="begin a run where one of torch stopped")
+origin.add_argument("--start-from", type=Path, metavar="DIR", help="begin a run where another, or a checkpoint, is")
+parser.add_argument(
+    "--fresh",
+    action="append",
+    choices=("optimizer", "schedule"),
+    default=[],
+    help="do not carry this on (--start-from)",
+)
 parser.add_argument("--force", action="store_true", help="overwrite an earlier run in the workdir")
 parser.add_argument("--print-config", action="store_true", help="print the whole config, defaults included, and exit")
 distributed_arguments(parser)
@@ -40,12 +49,17 @@ def main() -> None:
     if arguments.print_config:
         sys.stdout.write(config.yaml())
         return
+    if arguments.fresh and arguments.start_from is None:
+        raise ConfigError("--fresh says what --start-from is not to carry on; give that too")
     start_processes(arguments)
     from interop.starts import read_weights, torch_run
     from jaxkit.experiment import run
+    from jaxkit.starts import another_run
 
     folder = arguments.workdir or Path("runs") / Path(arguments.config).stem
     begin = arguments.from_torch and partial(torch_run, arguments.from_torch)
+    if arguments.start_from:
+        begin = partial(another_run, arguments.start_from, tuple(dict.fromkeys(arguments.fresh)))
     results = run(config, folder, arguments.resume, arguments.force, read_weights=read_weights, begin=begin)
     word = "best" if results["best"] else "last"  # there is no best where the metric that ranks was never finite
     found = {name: "not finite" if value is None else f"{value:.4g}" for name, value in results[word].items()}

@@ -3,19 +3,29 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-# Most of the suite's time goes into compiling small programs that run once.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# a suite of its own, for the runner's tests
+collect_ignore = ["testing/nasty"]
+
+# Most of the suite's time goes into compiling small programs that run once. Eight devices on two busy cores may wait
+# for each other longer than the 40 s after which XLA ends the process.
+XLA = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 # before jax is imported: it reads both once
-os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK}")
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {XLA}")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import pytest  # noqa: E402
 import yaml  # noqa: E402
+
+from jaxkit.testing.fixtures import numeric_baseline  # noqa: E402, F401
 
 
 def thinned(values, kept) -> list:
@@ -77,4 +87,21 @@ def command(name: str, *arguments) -> list[str]:
 
 
 def environment(devices: int) -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}"}
+    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {XLA}"}
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """Makes a version of a package of one module, to install without a network: ``wheel(2)``."""
+
+    def make(version: int) -> Path:
+        name, info = f"nasty_package-{version}-py3-none-any.whl", f"nasty_package-{version}.dist-info"
+        path = tmp_path_factory.mktemp("wheel") / name
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("nasty_package.py", f"VERSION = {version}\n")
+            file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: nasty-package\nVersion: {version}\n")
+            file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            file.writestr(f"{info}/RECORD", "")
+        return path
+
+    return make

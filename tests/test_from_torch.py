@@ -100,7 +100,7 @@ def test_the_first_checkpoint_is_where_torch_stopped(tmp_path, stopped):
     (tmp_path / "run.pt").unlink()
     refused = script("train.py", *arguments, "--from-torch", tmp_path / "run.pt", check=False)
     assert refused.returncode == 2
-    assert "leave --from-torch out to go on with it, or overwrite it with --force" in refused.stderr
+    assert "leave --from-torch or --start-from out to go on with it, or overwrite it with --force" in refused.stderr
     script("train.py", *arguments, f"train.steps={STEP + 2}")
     assert (tmp_path / "run" / "checkpoints" / str(STEP + 2)).is_dir()
 

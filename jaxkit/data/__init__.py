@@ -23,6 +23,19 @@ class Examples(Protocol):
         """Reads one example; called from several threads at once."""
 
 
+class Rows:
+    """Some examples of a split."""
+
+    def __init__(self, examples: Examples, places: range):
+        self.examples, self.places = examples, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.examples[self.places[index]]
+
+
 class Source(NamedTuple):
     """A training and a test split of labelled images, and what a model and a resumed run must know of them."""
 

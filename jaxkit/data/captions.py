@@ -162,10 +162,12 @@ class CaptionedExamples:
 
     With ``on_corrupt: skip`` the next readable record stands in for a corrupt one, as in
     :class:`jaxkit.data.image_folder.ImageFiles`; ``corrupt`` says of each why. Raises :class:`DataError` on access if
-    it cannot be read. ``quarter`` keeps the top left one of each image.
+    it cannot be read. Without a tokenizer there are no tokens. ``quarter`` keeps the top left one of each image.
     """
 
-    def __init__(self, records: Records, config: schema.CaptionedImages, tokenizer: Tokenizer, quarter: bool = False):
+    def __init__(
+        self, records: Records, config: schema.CaptionedImages, tokenizer: Tokenizer | None, quarter: bool = False
+    ):
         self.records = records
         self.config = config
         self.tokenizer = tokenizer
@@ -203,7 +205,7 @@ class CaptionedExamples:
             "image": image,
             "label": np.int32(record.label),
             "micro_conds": micro_conditions(width, height, top, left, record.aesthetic),
-            **self.tokenizer(record.text),
+            **(self.tokenizer(record.text) if self.tokenizer else {}),
         }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from jaxkit.data import Source
+from jaxkit.data import Rows, Source
 from jaxkit.data.augment import make_augment, make_preprocess
 from jaxkit.data.loader import Batch, Loader, eval_batches, first_eval_batch, prefetch
 from jaxkit.schema.data import Data
@@ -42,12 +42,15 @@ def open_feed(
     loader = Loader(
         source.train, config.batch_size, seed, config.threads, process_index, process_count, source.fingerprint
     )
+    test = source.test
+    if config.eval_examples is not None:
+        test = Rows(test, range(min(config.eval_examples, len(test))))
     cut = (eval_batch_size, process_index, process_count)
     return Feed(
         batches=partial(_first_again, loader) if config.one_batch else loader.batches,
         first=loader.first,
-        eval_batches=partial(eval_batches, source.test, *cut, config.threads),
-        first_eval=partial(first_eval_batch, source.test, *cut),
+        eval_batches=partial(eval_batches, test, *cut, config.threads),
+        first_eval=partial(first_eval_batch, test, *cut),
         train_pass=partial(eval_batches, source.train, *cut, config.threads),
         augment=make_augment(config, source.image_shape),
         preprocess=make_preprocess(config, source.image_shape),

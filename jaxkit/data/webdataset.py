@@ -30,8 +30,9 @@ class Shards:
         self.score = CLEAN_SCORE if config.variant != "plain" else None
         if not len(self.places):
             raise DataError(f"no sample of {paths[0]} and the other shards is taken: {self.counts}")
+        self.with_texts = config.captions is not None
         captioned = (self.places[:, 2] >= 0) | ((self.places[:, 4] >= 0) & bool(names))
-        if not captioned.all():
+        if self.with_texts and not captioned.all():
             first = self.paths[self.shard[captioned.argmin()]]
             raise DataError(
                 f"{(~captioned).sum()} samples have no .txt, the first in {first}; those with a .cls get a caption by "
@@ -49,7 +50,9 @@ class Shards:
             file.seek(image)
             pixels = file.read(image_size)
             file.seek(max(text, 0))
-            words = file.read(text_size).decode(errors="replace").strip() if text >= 0 else self._name(label, where)
+            words = file.read(text_size).decode(errors="replace").strip() if text >= 0 else ""
+        if self.with_texts and text < 0:
+            words = self._name(label, where)
         known = dict(zip(METADATA, self.metadata[index].tolist(), strict=True))
         size = (known["width"], known["height"])
         score = AESTHETIC_SCORE if np.isnan(known["aesthetic"]) else known["aesthetic"]
@@ -74,7 +77,7 @@ def open_webdataset(config: WebDataset) -> Source:
     The original's size in the conditions is that in .json, or the image's own. Raises :class:`DataError` for shards
     that are elsewhere than on disk, missing or damaged, samples without a caption, and none left.
     """
-    tokenizer = open_tokenizer(config.captions)
+    tokenizer = config.captions and open_tokenizer(config.captions)
     names = _class_names(config)
     paths = [[path for pattern in patterns for path in _paths(pattern)] for patterns in (config.train, config.test)]
     splits = [Shards(split, config, names) for split in paths]
@@ -93,7 +96,7 @@ def open_webdataset(config: WebDataset) -> Source:
         num_classes=int(max(split.places[:, 4].max() for split in splits).clip(0)) + 1,
         image_shape=(config.image_size, config.image_size, config.channels),
         fingerprint=f"webdataset {len(train)} + {len(test)} images, sha256 {digest.hexdigest()[:16]}, "
-        f"{config.variant}, {config.image_size} pixels, {config.crop} crop {config.crop_seed}, {tokenizer.identity}",
+        f"{config.variant}, {config.image_size} pixels, {config.crop} crop {config.crop_seed}, {tokenizer.identity if tokenizer else 'no captions'}",
         corrupt=lambda: {**train.corrupt, **test.corrupt},
         captions=tokenizer,
     )

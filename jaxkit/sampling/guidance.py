@@ -117,3 +117,32 @@ def both_at_once(network: Callable[[Int[Array, "b2 h w"], Any], Array], conditio
         return conditional, unconditional
 
     return logits
+
+
+def adapted_at_once(
+    adapted: Callable[[Int[Array, "b h w"], Any], Array],
+    network: Callable[[Int[Array, "b2 h w"], Any], Array],
+    conditions: Any,
+    empty: Any,
+    adapter_weight: float,
+) -> Callable:
+    """Makes the ``logits`` of sampling guided by :func:`guide_adapted`, which calls both networks once a step.
+
+    Between the two that it gives, the scale ``1 + λ_B`` leads to ``a + λ_A (a - c) + λ_B (c - u)``. If the adapter
+    changes nothing, they are those of :func:`both_at_once`.
+
+    Args:
+        adapted: ``tokens [b h w], conditions [b ...] -> logits [b h w k]``, with the adapter.
+        network: the same without it, of twice as many.
+        conditions: any tree of arrays ``[b ...]``.
+        empty: the same tree of arrays ``[b ...]`` or ``[1 ...]``, of no condition.
+        adapter_weight: ``λ_A``.
+    """
+    both = both_at_once(network, conditions, empty)
+
+    def logits(tokens: Int[Array, "b h w"], step: Int[Array, ""]) -> tuple[Array, Array]:
+        conditional, unconditional = both(tokens, step)
+        given = adapted(tokens, conditions), conditional, unconditional, adapter_weight
+        return guide_adapted(*given, 0.0), guide_adapted(*given, -1.0)
+
+    return logits

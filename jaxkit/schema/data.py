@@ -41,6 +41,8 @@ class Data(Section):
     normalize: Literal["none", "cifar100", "cifar100_repdistiller", "tiny_imagenet", "imagenet"] | Normalize = "none"
     threads: Count = 8
     """Threads that read and decode examples ahead of need."""
+    eval_examples: Count | None = None
+    """The first test examples, which alone are evaluated. None: all."""
     one_batch: bool = False
     """Every update sees the first batch again: whatever learns must bring its loss down to that of knowing it."""
 
@@ -128,6 +130,8 @@ class WebDataset(CaptionedImages):
     train: Annotated[Strings, Field(min_length=1)]
     """Paths, in which ``{000..127}`` and ``{a,b}`` stand for several."""
     test: Annotated[Strings, Field(min_length=1)]
+    captions: Captions | None = Captions()
+    """None: the texts are left out, and the classes of .cls are what is known of an image."""
     index_folder: str | None = None
     """Where the indexes of the shards are kept. None: beside them."""
     select: Select | None = None

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from jaxkit.schema.adapters import ADAPTERS
 from jaxkit.schema.model import Pretrained
 from jaxkit.schema.section import Count, Fraction, Misfit, NonNegative, Positive, Section, Strings, one_of
 from jaxkit.schema.text import TextEncoder
@@ -148,6 +149,9 @@ class Guidance(Section):
     schedule: Literal["constant", "linear", "cosine", "power_cosine"] = "constant"
     power: Positive | None = None
     convention: Literal["scale", "weight"] = "scale"
+    adapter: NonNegative | None = None
+    """How far from those of the network without its adapter, StyleDrop's λ_A; ``strength`` is then λ_B as a weight, or
+    1 + λ_B as a scale. None: guidance is of the network with its adapter alone."""
 
 
 class Sampler(Section):
@@ -185,6 +189,8 @@ class MaskGit(Section):
     encode_chunk: Count | None = None
     """Images that the tokenizer takes at once. None: all."""
     model: one_of(MODELS)
+    adapter: one_of(ADAPTERS) | None = None
+    """What is trained, alone, beside a network that stays as ``model.pretrained`` has it. None: the network."""
     condition: one_of(CONDITIONS) = Unconditional(name="none")
     masking: Masking = Masking()
     label_smoothing: Fraction = 0.0
@@ -202,6 +208,12 @@ class MaskGit(Section):
             raise Misfit({"model.pretrained": "is of a network with a text encoder; give task.condition.encoder"})
         if self.model.name == "uvit" and (encoder is None or encoder.kind != "clip_projection"):
             raise Misfit({"model": "uvit needs task.condition: {name: text, encoder: {kind: clip_projection}}"})
+        if self.adapter is not None and self.model.pretrained is None:
+            raise Misfit({"model.pretrained": "is missing: an adapter is trained beside weights that are there"})
+        if self.adapter is not None and self.adapter.name == "styledrop" and self.model.name != "uvit":
+            raise Misfit({"adapter": f"styledrop is of uvit, and the model is {self.model.name}; lora is of both"})
+        if self.adapter is None and getattr(self.sampler.guidance, "adapter", None) is not None:
+            raise Misfit({"sampler.guidance.adapter": "is of a network with task.adapter, and there is none"})
         if self.soft_code is not None and self.label_smoothing:
             raise Misfit({"label_smoothing": "is of hard targets; soft_code has soft ones"})
         if (self.sampler.method == "random_replace") != (self.masking.noise == "random_replace"):

@@ -80,7 +80,7 @@ class Studio:
         filled = self._filled(variables, key_fill, half, conditions)
 
         def predict(seen):
-            return self.net.apply(variables.params, seen, conditions)[..., : self.codebook_size]
+            return self.net.apply(variables, seen, conditions)[..., : self.codebook_size]
 
         analysis = mask_analysis.analyse(key_analysis, predict, tokens, self._hide)
         return jnp.concatenate([images, again, hidden, filled]), analysis
@@ -110,8 +110,7 @@ class Studio:
         self, variables: Variables, key: Key, tokens: Int[Array, "b h w"], conditions: PyTree
     ) -> Float[Array, "b y x c"]:
         """The images of tokens, of which the masked ones are decoded."""
-        empty = variables.frozen["empty"] if self.config.sampler.guidance else None
-        logits = logits_of(self.net, variables.params, conditions, empty)
+        logits = logits_of(self.net, variables, conditions, self.config.sampler.guidance)
         codes = {"codebook_size": self.codebook_size, "mask_token": self.net.mask_token}
         return self._decoded(variables, sample_tokens(key, logits, tokens, sampler(self.config.sampler), **codes))
 

@@ -1,6 +1,7 @@
 """The network of a ``maskgit`` section with its conditions, as functions; and the sampler of one."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,20 +12,25 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxkit.errors import ConfigError
 from jaxkit.losses.masked_tokens import drop_conditions
 from jaxkit.models.masked import transformer_class
-from jaxkit.sampling.guidance import Guidance, both_at_once
+from jaxkit.sampling.guidance import Guidance, adapted_at_once, both_at_once
 from jaxkit.sampling.sampler import Sampler
 from jaxkit.sampling.schedules import Annealing, constant, linspace, mask_schedule, remaining
 from jaxkit.schema import maskgit as schema
-from jaxkit.tasks.task import Context
+from jaxkit.schema.section import Section
+from jaxkit.tasks.masked_adapter import adapter
+from jaxkit.tasks.task import Context, Variables
 
 
 class Network(NamedTuple):
     """A transformer over tokens ``[b h w]`` whose conditions are a dict of arrays ``[b ...]``, such as class labels."""
 
-    init: Callable[..., PyTree]
-    """``key, tokens, conditions -> params``"""
+    init: Callable[..., tuple[PyTree, PyTree]]
+    """``key, tokens, conditions -> params, frozen``; ``params`` are an adapter's where there is one, and the network's
+    own are then the ``network`` in ``frozen``."""
     apply: Callable[..., Array]
-    """``params, tokens, conditions, key=None -> logits [b h w k]``; with a key in training, with dropout."""
+    """``variables, tokens, conditions, key=None -> logits [b h w k]``; with a key in training, with dropout."""
+    bare: Callable[..., Array]
+    """The same of the frozen network without its adapter: ``variables, tokens, conditions -> logits [b h w k]``."""
     conditions: Callable[[dict], PyTree]
     """``batch -> conditions``, of a batch that is encoded."""
     dropped: Callable[..., PyTree]
@@ -67,13 +73,22 @@ def network(config: schema.MaskGit, context: Context, codebook_size: int, grid: 
     if kind == "text" and context.captions is None:
         raise ConfigError("task.condition: text needs captions, and the data has none; see data.captions")
     module = _module(config, context, codebook_size, grid)
+    adapted = config.adapter and adapter(config.adapter, module)
 
     def init(key, tokens, conditions):
-        return jax.jit(module.init)(key, tokens, **conditions)["params"]
+        if not adapted:
+            return jax.jit(module.init)(key, tokens, **conditions)["params"], {}
+        base = _pretrained(config.model, context, jax.eval_shape(module.init, key, tokens, **conditions))
+        return adapted.init(key, base), {"network": base}
 
-    def apply(params, tokens, conditions, key=None):
-        rngs = {} if key is None else {"dropout": key}
-        return module.apply({"params": params}, tokens, **conditions, train=key is not None, rngs=rngs)
+    def apply(variables, tokens, conditions, key=None):
+        options = conditions | {"train": key is not None, "rngs": {} if key is None else {"dropout": key}}
+        if adapted:
+            return adapted.apply(variables.frozen["network"], variables.params, tokens, **options)
+        return module.apply({"params": variables.params}, tokens, **options)
+
+    def bare(variables, tokens, conditions):
+        return module.apply({"params": variables.frozen["network"]}, tokens, **conditions)
 
     def conditions(batch):
         match kind:
@@ -97,7 +112,7 @@ def network(config: schema.MaskGit, context: Context, codebook_size: int, grid: 
         )
 
     mask_token = (module.network if isinstance(module, Captioned) else module).mask_token_id
-    return Network(init, apply, conditions, dropped, mask_token)
+    return Network(init, apply, bare, conditions, dropped, mask_token)
 
 
 def _module(config: schema.MaskGit, context: Context, codebook_size: int, grid: tuple[int, int]) -> nn.Module:
@@ -129,6 +144,16 @@ def _module(config: schema.MaskGit, context: Context, codebook_size: int, grid: 
     return Captioned(module, context.captions.vocabulary, fields["encoder_hidden_size"])
 
 
+def _pretrained(config: Section, context: Context, like: PyTree) -> PyTree:
+    """The parameters of the network that an adapter is trained beside."""
+    if context.read_weights is None:
+        raise ConfigError("task.model.pretrained: nothing that reads weight files was handed to this run")
+    try:
+        return context.read_weights(config.pretrained, config.name, like)[0]["params"]
+    except ConfigError as error:
+        raise ConfigError(f"task.model.pretrained: {error}") from error
+
+
 def empty_condition(net: Network, config: schema.MaskGit, context: Context, encode: Callable[[dict], dict]) -> PyTree:
     """The conditions ``[1 ...]`` of a sample that has none: the class after the last, or the empty caption."""
     if config.condition.name == "class":
@@ -144,16 +169,19 @@ def _uncut(context: Context, batch: dict) -> Float[Array, "b 5"]:
     return jnp.broadcast_to(jnp.array([width, height, 0.0, 0.0, 6.0]), (examples, 5))
 
 
-def logits_of(net: Network, params: PyTree, conditions: PyTree, empty: PyTree | None) -> Callable:
-    """Makes the ``logits`` of :func:`jaxkit.sampling.masked.sample_tokens`, guided where ``empty`` is not None."""
-    if empty is not None:
-        return both_at_once(lambda tokens, given: net.apply(params, tokens, given), conditions, conditions | empty)
-    return lambda tokens, step: net.apply(params, tokens, conditions)
+def logits_of(net: Network, variables: Variables, conditions: PyTree, guidance: schema.Guidance | None) -> Callable:
+    """Makes the ``logits`` of :func:`jaxkit.sampling.masked.sample_tokens`."""
+    if guidance is None:
+        return lambda tokens, step: net.apply(variables, tokens, conditions)
+    network, empty = partial(net.apply, variables), conditions | variables.frozen["empty"]
+    if guidance.adapter is None:
+        return both_at_once(network, conditions, empty)
+    return adapted_at_once(network, partial(net.bare, variables), conditions, empty, guidance.adapter)
 
 
 def sampler(config: schema.Sampler) -> Sampler:
     """Builds the sampler of a section."""
-    guidance = config.guidance and Guidance(**config.guidance.model_dump())
+    guidance = config.guidance and Guidance(**config.guidance.model_dump(exclude={"adapter"}))
     return Sampler(
         method=config.method,
         steps=config.steps,

@@ -25,10 +25,10 @@ from jaxkit.tasks.task import Context, Pictures, Task, Variables
 def make(config: MaskGit, context: Context) -> Task:
     """Makes the task that minimises the cross-entropy of masked tokens.
 
-    Batches hold ``image [b h w c]`` in [0, 1] and ``label [b]``. Frozen: the ``tokenizer``, and the ``classifier`` that
-    scores samples. Loss and metrics are means over the masked tokens of the whole batch. Evaluation: ``loss`` and
-    ``token_accuracy``, of each image's masked tokens. Scores: ``fid`` and ``fid_train_vs_test`` in features of the
-    classifier, and ``class_conditional_accuracy``.
+    Batches hold ``image [b h w c]`` in [0, 1] and ``label [b]``. Frozen: the ``tokenizer``, the ``classifier`` that
+    scores samples, and the ``network`` that an adapter is trained beside. Loss and metrics are means over the masked
+    tokens of the whole batch. Evaluation: ``loss`` and ``token_accuracy``, of each image's masked tokens. Scores:
+    ``fid`` and ``fid_train_vs_test`` in features of the classifier, and ``class_conditional_accuracy``.
     """
     tokenizer = image_tokens.build(config.tokenizer.model, context, frozen=True)
     codebook_size = image_tokens.codebook_size(config.tokenizer.model)
@@ -54,8 +54,8 @@ def make(config: MaskGit, context: Context) -> Task:
         if getattr(config.condition, "dropout", 0.0):
             frozen["empty"] = empty_condition(net, config, context, partial(stage.encode, frozen))
         conditions = net.conditions(stage.encode(frozen, jax.tree.map(lambda leaf: leaf[:1], batch)))
-        params = net.init(key_network, jnp.zeros((1, *grid), jnp.int32), conditions)
-        return Variables(params, {}, frozen)
+        params, network_frozen = net.init(key_network, jnp.zeros((1, *grid), jnp.int32), conditions)
+        return Variables(params, {}, frozen | network_frozen)
 
     def soft(frozen, images, key):
         drawn = key if config.soft_code.stochastic else None
@@ -70,7 +70,7 @@ def make(config: MaskGit, context: Context) -> Task:
         tokens = batch["tokens"]
         seen = masked_tokens.mask_tokens(key_mask, tokens, schedule, masking, **codes)
         conditions = net.dropped(key_drop, net.conditions(batch), variables.frozen.get("empty"))
-        logits = net.apply(variables.params, seen.inputs, conditions, key_net)[..., :codebook_size]
+        logits = net.apply(variables, seen.inputs, conditions, key_net)[..., :codebook_size]
         if config.soft_code:
             costs = masked_tokens.soft_token_cross_entropy(logits, targets)
         else:
@@ -85,7 +85,7 @@ def make(config: MaskGit, context: Context) -> Task:
         batch = stage.encode(variables.frozen, batch)
         tokens = batch["tokens"]
         seen = masked_tokens.mask_tokens(key, tokens, schedule, masking_eval, **codes)
-        logits = net.apply(variables.params, seen.inputs, net.conditions(batch))[..., :codebook_size]
+        logits = net.apply(variables, seen.inputs, net.conditions(batch))[..., :codebook_size]
         return {
             "loss": masked_cross_entropy(logits, tokens, seen.mask),
             "token_accuracy": masked_accuracy(logits, tokens, seen.mask),
@@ -105,5 +105,5 @@ def make(config: MaskGit, context: Context) -> Task:
         pictures=pictures,
         draw=studio.draw,
         score=score if judges else None,
-        warm_start=warm_start(config.model, "task.model", context),
+        warm_start=None if config.adapter else warm_start(config.model, "task.model", context),
     )

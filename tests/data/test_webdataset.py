@@ -279,3 +279,13 @@ def test_a_corrupt_image_is_named_by_its_place_or_replaced(root):
     source = webdataset(root, "bad.tar", on_corrupt="skip")
     assert text_of(source.train[0]) == "image 2"
     assert len(source.corrupt()) == 1
+
+
+def test_without_captions_images_have_their_classes_and_need_no_text(root):
+    shard(root / "classes.tar", {f"{n}": {"png": picture(n), "cls": str(n)} for n in range(3)})
+    source = webdataset(root, "classes.tar", "classes.tar", captions=None)
+    assert source.captions is None
+    assert source.num_classes == 3
+    assert [(set(example), int(example["label"])) for example in source.train] == [
+        ({"image", "label", "micro_conds"}, n) for n in range(3)
+    ]

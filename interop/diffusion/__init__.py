@@ -1,0 +1,1 @@
+"""Stable Diffusion's folders, as diffusers writes them: ``folders.load_pipeline(path)``, or a part; and back."""
