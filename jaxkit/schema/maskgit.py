@@ -42,6 +42,8 @@ class MaskGitTransformer(Section):
     project_encoder_hidden_states: bool = False
     vocab_size: Count | None = None
     """Codes, classes and the mask token. None: as many as there are."""
+    max_position_embeddings: Count | None = None
+    """Places that are told apart. None: the tokens of an image, and its class."""
     remat: bool = False
     """Computes activations again in the backward pass, for memory."""
     attention: Literal["xla", "cudnn"] | None = None

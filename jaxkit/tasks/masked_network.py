@@ -134,7 +134,7 @@ def _module(config: schema.MaskGit, context: Context, codebook_size: int, grid: 
     fields |= {
         "num_classes": classes or None,
         "num_vq_tokens": places,
-        "max_position_embeddings": places + (classes > 0),
+        "max_position_embeddings": fields["max_position_embeddings"] or places + (classes > 0),
         "add_cross_attention": kind == "text",
         "encoder_hidden_size": fields["encoder_hidden_size"] or fields["hidden_size"],
     }
