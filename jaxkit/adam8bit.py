@@ -5,7 +5,6 @@ blocks and of what stays in float32 are those of bitsandbytes.
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -73,8 +72,11 @@ def scale_by_adam_8bit(b1: float, b2: float, eps: float) -> optax.GradientTransf
     """
 
     def init(params):
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-        return Adam8bitState(jnp.int32(0), *(jax.tree.map(partial(_kept, signed=s), zeros) for s in (True, False)))
+        def zeros(signed):
+            # each moment its own: they are donated together
+            return jax.tree.map(lambda p: _kept(jnp.zeros(p.shape, jnp.float32), signed), params)
+
+        return Adam8bitState(jnp.zeros((), jnp.int32), zeros(True), zeros(False))
 
     def update(gradients, state, params=None):
         count = state.count + 1

@@ -176,6 +176,14 @@ def finish(folder: Path, config: Config, train: dict[str, Any], scores: dict[str
     return results
 
 
+def summary(results: dict[str, Any]) -> str:
+    """Says in a line what ``results.json`` holds of the best step, or of the last where none was finite."""
+    word = "best" if results["best"] else "last"
+    found = {name: "not finite" if value is None else f"{value:.4g}" for name, value in results[word].items()}
+    shown = ", ".join(f"{name} {value}" for name, value in found.items() if name != "step")
+    return f"{word}, at step {results[word]['step']}: {shown}"
+
+
 def finished(folder: Path) -> dict[str, Any] | None:
     """The results of a run that came to its end, if they can be read."""
     try:

@@ -3,7 +3,6 @@
 import argparse
 import re
 import signal
-from pathlib import Path
 
 from jaxkit.cli import reported
 
@@ -29,11 +28,6 @@ for name in ("to-flax", "to-torch"):
     command.add_argument("--check", action="store_true", help="read DST again, convert back, compare every byte")
     command.add_argument("--dry-run", action="store_true", help="write nothing")
     command.add_argument("--force", action="store_true", help="replace an existing DST")
-command = commands.add_parser("config", help="translate a config of open-muse's trainer to one of the task maskgit")
-command.add_argument("source", type=Path, metavar="SRC.yaml")
-command.add_argument("destination", type=Path, metavar="DST.yaml")
-command.add_argument("--devices", type=int, default=1, metavar="N", help="the original's, whose batch is of one each")
-command.add_argument("--force", action="store_true", help="replace an existing DST.yaml")
 command = commands.add_parser("inspect", help="list keys, shapes, types and bytes")
 command.add_argument("path", metavar="FILE")
 command.add_argument("--container", metavar="KEY", help="part of a checkpoint, such as model_ema")
@@ -50,11 +44,9 @@ def main() -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a listing may be piped into head
     options = vars(parser.parse_args())
     name = options.pop("command")
-    from interop import conversion, listing, open_muse
+    from interop import conversion, listing
 
-    if name == "config":
-        lines = open_muse.convert_config(**options)
-    elif name in ("to-flax", "to-torch"):
+    if name in ("to-flax", "to-torch"):
         lines = conversion.convert(**options, to=name[3:]).lines()
     else:
         lines = getattr(listing, name)(**options)

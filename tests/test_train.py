@@ -40,6 +40,14 @@ def test_nothing_is_compiled_after_the_first_step(tmp_path):
     assert results["train"]["recompilations"] == 0
 
 
+def test_the_norm_of_each_gradient_is_logged_and_all_make_up_the_whole(tmp_path):
+    run(tmp_path, train__log_gradients=True, train__steps=4, train__log_every=1)
+    (first, *_) = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
+    each = {name: value for name, value in first.items() if name.startswith("grad_norm/")}
+    assert {f"grad_norm/{name}" for name in ("head/kernel", "head/bias")} < set(each)
+    assert sum(norm**2 for norm in each.values()) ** 0.5 == pytest.approx(first["grad_norm"], rel=1e-5)
+
+
 def test_a_compilation_after_the_first_step_is_counted(tmp_path, monkeypatch):
     trained = jaxkit.train.Trainer._finish_step
 

@@ -148,7 +148,7 @@ def _said(key: Key) -> str:
 _HEAD = """# open-muse's configs here
 
 ```bash
-python scripts/convert.py config research_run_512.yaml ours.yaml --devices 8
+python scripts/translate.py research_run_512.yaml ours.yaml --devices 8
 ```
 
 writes what `scripts/train.py --config ours.yaml` trains, and prints what is different and what has to be downloaded.

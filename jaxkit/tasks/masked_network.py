@@ -72,7 +72,7 @@ def network(config: schema.MaskGit, context: Context, codebook_size: int, grid: 
     kind, dropout = config.condition.name, getattr(config.condition, "dropout", 0.0)
     if kind == "text" and context.captions is None:
         raise ConfigError("task.condition: text needs captions, and the data has none; see data.captions")
-    module = _module(config, context, codebook_size, grid)
+    module = build_module(config, context, codebook_size, grid)
     adapted = config.adapter and adapter(config.adapter, module)
 
     def init(key, tokens, conditions):
@@ -115,7 +115,12 @@ def network(config: schema.MaskGit, context: Context, codebook_size: int, grid: 
     return Network(init, apply, bare, conditions, dropped, mask_token)
 
 
-def _module(config: schema.MaskGit, context: Context, codebook_size: int, grid: tuple[int, int]) -> nn.Module:
+def build_module(config: schema.MaskGit, context: Context, codebook_size: int, grid: tuple[int, int]) -> nn.Module:
+    """Builds the network's module, without its adapter; :class:`Captioned` around it where captions are learned.
+
+    Raises:
+        ConfigError: for a vocabulary that does not hold codes, classes and the mask token.
+    """
     kind, dropout = config.condition.name, getattr(config.condition, "dropout", 0.0)
     # with dropout one class more: that of those without one
     classes = context.num_classes + (dropout > 0) if kind == "class" else 0

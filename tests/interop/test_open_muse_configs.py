@@ -209,11 +209,11 @@ def test_lists_of_shards_prompts_and_sizes_are_read_from_beside_the_config(tmp_p
 
 def test_the_command_writes_a_config_once(tmp_path):
     (tmp_path / "theirs.yaml").write_text(yaml.safe_dump(research()))
-    arguments = ("config", tmp_path / "theirs.yaml", tmp_path / "ours.yaml", "--devices", "4")
-    finished = script("convert.py", *arguments)
+    arguments = (tmp_path / "theirs.yaml", tmp_path / "ours.yaml", "--devices", "4")
+    finished = script("translate.py", *arguments)
     assert finished.stdout.endswith(f"train with python scripts/train.py --config {tmp_path}/ours.yaml\n")
     assert yaml.safe_load((tmp_path / "ours.yaml").read_text())["data"]["batch_size"] == 256
-    again = script("convert.py", *arguments, check=False)
+    again = script("translate.py", *arguments, check=False)
     assert (again.returncode, again.stderr) == (
         2,
         f"{tmp_path}/ours.yaml is there already; overwrite it with --force\n",

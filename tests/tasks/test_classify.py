@@ -57,7 +57,8 @@ def test_it_starts_from_the_networks_own_variables_and_freezes_nothing(started):
     assert started.frozen == {}
     assert started.state.keys() == {"batch_stats"}
     found = {"params": started.params, **started.state}
-    jax.tree.map(np.testing.assert_array_equal, found, dict(expected))
+    # the same draws in two programs: 2 b u - b, below 1, is rounded once or twice
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=6e-8), found, dict(expected))
     assert started.params["head"]["kernel"].shape[-1] == 7
 
 

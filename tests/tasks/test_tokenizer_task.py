@@ -82,6 +82,28 @@ def test_the_discriminator_learns_by_its_own_loss_alone_and_not_before_its_start
     jax.tree.map(np.testing.assert_array_equal, judged, louder["discriminator"])
 
 
+def test_the_start_of_the_discriminator_is_counted_in_updates_of_several_pieces(batch):
+    section = {"name": "tokenizer", "model": MODEL, "adversarial": {**ADVERSARIAL, "start": 1}}
+    made = tokenizer.make(Tokenizer.model_validate(section), CONTEXT._replace(pieces=2))
+    variables = made.init(KEY, batch)
+    learning = []
+    for pieces in (1, 2):
+        state = {**variables.state, "pieces": jnp.int32(pieces)}
+        learning.append(moves(slopes(made, variables._replace(state=state), batch)["discriminator"]))
+    assert learning == [False, True]
+
+
+def test_pictures_show_images_and_below_them_what_is_made_of_them(batch):
+    made = task()
+    variables = made.init(KEY, batch)
+    traced = jax.device_get(made.pictures.trace(variables, batch, KEY))
+    np.testing.assert_array_equal(traced[:3], batch["image"])
+    assert not np.array_equal(traced[3:], traced[:3])
+    (drawn,) = made.pictures.draw(traced).values()
+    assert drawn.dtype == np.uint8
+    assert drawn.shape[1] > drawn.shape[0]
+
+
 def test_the_tokenizer_hears_the_discriminator_as_loud_as_the_weight_says(batch):
     without = task()
     variables = without.init(KEY, batch)
