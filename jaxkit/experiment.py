@@ -124,7 +124,7 @@ def _trainer(job: Run, start: int | None, begin: Callable | None) -> Trainer:
     state, frozen = initial_state(task, job.feed, job.optimizer, job.executor, key)
     note = {"frozen": digest(frozen)}
     if start is None:
-        return Trainer(job, begun(begin, job, state) if begin else state, frozen, {}, note, begun=begin is not None)
+        return Trainer(job, begun(begin, job, state) if begin else state, frozen, {}, note, begin is not None)
     found, meta = checkpoint.restore(job.workdir / "checkpoints", start, saved_items(state))
     check_frozen(job.workdir, meta, note["frozen"])
     job.feed.restore(meta["loader"])
