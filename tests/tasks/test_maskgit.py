@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import small_config
+import yaml
+from conftest import script, small_config
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from runs import arrays, identical
+from runs import arrays, identical, largest_difference, learned
 
 from jaxkit.config import parse
 from jaxkit.data.captions import open_tokenizer
@@ -168,6 +169,19 @@ def test_a_run_draws_scores_and_resumes_to_the_same_bytes(tokenizer, tmp_path):
         sample_run(tmp_path / "run", 1, label=10)
     with pytest.raises(ConfigError, match="has no captions; give --class"):
         sample_run(tmp_path / "run", 1, prompts=("a seven",))
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_eight_devices_ends_where_one_on_one_does(tokenizer, tmp_path):
+    raw = small(tokenizer, condition={"name": "class", "dropout": 0.2}, masking={"rectangle_probability": 0.5})
+    raw["optimizer"] = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9, "accumulate": 2}
+    raw["train"] |= {"steps": 20, "eval_every": 20, "checkpoint_every": 20, "matmul_precision": "highest"}
+    (tmp_path / "maskgit.yaml").write_text(yaml.safe_dump(raw))
+    for devices in (1, 8):
+        arguments = ("--config", tmp_path / "maskgit.yaml", "--workdir", tmp_path / str(devices))
+        script("train.py", *arguments, devices=devices)
+    # float32 sums in another order, 1e-7 apart, over 20 steps
+    assert largest_difference(*(learned(tmp_path / str(devices), 20) for devices in (1, 8))) <= 1e-5
 
 
 def test_what_is_painted_anew_leaves_the_rest_of_an_image_as_it_was(batch):

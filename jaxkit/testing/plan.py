@@ -1,0 +1,224 @@
+"""What is run where: test files, the run config, shards, and batches of files for one process each."""
+
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxkit.errors import ConfigError
+from jaxkit.spelling import nearest
+from jaxkit.testing.results import Test
+
+_INI_FILES = {
+    "pytest.toml": "[pytest]", ".pytest.toml": "[pytest]", "pytest.ini": "", ".pytest.ini": "",
+    "pyproject.toml": "[tool.pytest", "tox.ini": "[pytest]", "setup.cfg": "[tool:pytest]",
+}  # fmt: skip
+_LEAST_SECONDS = 20.0
+"""Of a batch that could be smaller: a process takes some seconds to import what tests need."""
+
+
+class Environment(NamedTuple):
+    """Packages that some tests need in other versions than the rest."""
+
+    requirements: tuple[Path, ...] = ()
+    """Files for ``pip install -r``."""
+    dependencies: tuple[str, ...] = ()
+    """What ``pip install`` takes."""
+    tests: tuple[str, ...] = ()
+
+
+class RunConfig(NamedTuple):
+    """The run config: which files have a process of their own, and which an environment."""
+
+    isolated: tuple[str, ...] = ()
+    environments: Mapping[str, Environment] = {"default": Environment()}
+
+
+class Batch(NamedTuple):
+    """Files for one process."""
+
+    tests: tuple[Test, ...]
+    seconds: float
+    """That are expected."""
+
+
+def read_config(path: Path) -> RunConfig:
+    """Reads a run config.
+
+    Raises:
+        ConfigError: if it is no such file, has an unknown key, or a value of another kind.
+    """
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: no YAML: {error}") from error
+    _known(path, "", raw, ("isolated", "envs"))
+    found = {"default": Environment()}
+    _known(path, "envs", raw.get("envs") or {}, None)
+    for name, section in (raw.get("envs") or {}).items():
+        section, where = section or {}, f"envs.{name}"
+        _known(path, where, section, Environment._fields)
+        lists = {key: _strings(path, f"{where}.{key}", section.get(key)) for key in Environment._fields}
+        files = tuple(path.parent / file for file in lists["requirements"])
+        for file in files:
+            if not file.is_file():
+                raise ConfigError(f"{path}: {where}.requirements: there is no file {file}")
+        found[name] = Environment(files, lists["dependencies"], lists["tests"])
+    return RunConfig(_strings(path, "isolated", raw.get("isolated")), found)
+
+
+def _known(path: Path, where: str, section: Any, keys: Sequence[str] | None) -> None:
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: {where or 'the file'} must have keys, such as {', '.join(keys or ('default',))}")
+    for key in section:
+        if keys is not None and key not in keys:
+            inside = f"in {where} " if where else ""
+            raise ConfigError(f"{path}: {inside}there is no key {key!r}{nearest(str(key), keys)}")
+
+
+def _strings(path: Path, where: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value or [], list) or not all(isinstance(item, str) for item in value or []):
+        raise ConfigError(f"{path}: {where} must be a list of strings")
+    return tuple(value or [])
+
+
+def discover(folder: Path, pattern: str) -> list[Path]:
+    """Finds the test files below a folder, in order; hidden folders and virtual environments are no part of it.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"--test_dir {folder}: there is no such folder")
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".")
+            and name not in ("__pycache__", "node_modules")
+            and not Path(parent, name, "pyvenv.cfg").exists()
+        ]
+        found += [Path(parent, name).resolve() for name in files if fnmatch(name, pattern)]
+    if not found:
+        raise ConfigError(f"--test_dir {folder}: no file in it or below is named like {pattern!r}")
+    return sorted(found)
+
+
+def chosen(files: Sequence[Path], names: Iterable[str], where: str) -> list[Path]:
+    """The files that some names mean: a path or the end of one; a file name alone means all files of that name.
+
+    Raises:
+        ConfigError: if a name means none of them.
+    """
+    found = set()
+    for name in names:
+        parts = Path(name).parts
+        meant = [file for file in files if file.parts[-len(parts) :] == parts]
+        if not meant:
+            near = nearest(name, {file.name for file in files} | {"/".join(file.parts[-2:]) for file in files})
+            raise ConfigError(f"{where}: none of the {len(files)} test files is {name!r}{near}")
+        found.update(meant)
+    return [file for file in files if file in found]
+
+
+def assigned(files: Sequence[Path], config: RunConfig) -> dict[Path, str]:
+    """The environment of each file.
+
+    Raises:
+        ConfigError: if an environment names a file that is not there, or two name the same.
+    """
+    places: dict[Path, str] = {}
+    for name, environment in config.environments.items():
+        for file in chosen(files, environment.tests, f"envs.{name}.tests"):
+            if file in places:
+                raise ConfigError(f"envs.{name}.tests: {file.name} belongs to {places[file]} already")
+            places[file] = name
+    return {file: places.get(file, "default") for file in files}
+
+
+def shard(files: Sequence[Path], seconds: Mapping[str, float], index: int, count: int) -> list[Path]:
+    """The ``index``-th (from 1) of ``count`` parts that take about as long: the longest file first, to the emptiest.
+
+    A file that ``seconds`` does not have counts as the mean of those that it has. Every machine must be given the
+    same files and seconds.
+    """
+    usual = statistics.fmean(seconds.values()) if seconds else 1.0
+    costs = {file: seconds.get(str(file), usual) for file in files}
+    loads, parts = [0.0] * count, [[] for _ in range(count)]
+    for file in sorted(files, key=lambda file: (-costs[file], str(file))):
+        emptiest = min(range(count), key=lambda i: (loads[i], i))
+        loads[emptiest] += costs[file]
+        parts[emptiest].append(file)
+    return sorted(parts[index - 1])
+
+
+def batches(
+    tests: Sequence[Test], seconds: Mapping[str, float], workers: int, alone: frozenset[str] = frozenset()
+) -> list[Batch]:
+    """Spreads tests over processes, a file whole in one of them, the longest first.
+
+    Batches shrink towards the end, so that workers end together: each is half a worker's share of what is left. Files
+    that would be imported under the same name never share a process.
+
+    Args:
+        tests: of one environment.
+        seconds: of tests, by id, where known; others count as the mean of those.
+        workers: that take batches.
+        alone: files that have a process of their own.
+    """
+    usual = statistics.fmean(seconds.values()) if seconds else 1.0
+    files: dict[str, list[Test]] = {}
+    for test in tests:
+        files.setdefault(test.file, []).append(test)
+    costs = {file: sum(seconds.get(test.id, usual) for test in those) for file, those in files.items()}
+    ordered = sorted(files, key=lambda file: (-costs[file], file))
+    made = [[file] for file in ordered if file in alone]
+    rest = [file for file in ordered if file not in alone]
+    left = sum(costs[file] for file in rest)
+    least = min(_LEAST_SECONDS, left / workers)
+    while rest:
+        target = max(least, left / (2 * workers))
+        batch: dict[str, str] = {}
+        for file in list(rest):
+            module = module_name(Path(file))
+            fits = not batch or sum(costs[other] for other in batch.values()) + costs[file] <= target
+            if fits and module not in batch:
+                batch[module] = file
+                rest.remove(file)
+        left -= sum(costs[file] for file in batch.values())
+        made.append(list(batch.values()))
+    grouped = [
+        Batch(tuple(test for file in batch for test in files[file]), sum(costs[f] for f in batch)) for batch in made
+    ]
+    return sorted(grouped, key=lambda batch: -batch.seconds)
+
+
+def module_name(path: Path) -> str:
+    """The name that pytest imports a file under: with those of the packages around it."""
+    parts, folder = [path.stem], path.parent
+    while (folder / "__init__.py").exists() and folder != folder.parent:
+        parts.append(folder.name)
+        folder = folder.parent
+    return ".".join(reversed(parts))
+
+
+def pytest_root(folder: Path) -> tuple[Path, list[str]]:
+    """Where pytest is run for the tests in a folder, and the arguments that keep it from looking for itself.
+
+    It would look from the files it is given, and find another root for another batch.
+    """
+    folder = folder.resolve()
+    for parent in (folder, *folder.parents):
+        for name, section in _INI_FILES.items():
+            file = parent / name
+            if file.is_file() and section in file.read_text(encoding="utf-8", errors="replace"):
+                return parent, [f"--rootdir={parent}", f"--config-file={file}"]
+    root = Path.cwd() if folder.is_relative_to(Path.cwd()) else folder
+    return root, [f"--rootdir={root}"]

@@ -1,0 +1,1 @@
+raise RuntimeError("the conftest says that this is no test file")

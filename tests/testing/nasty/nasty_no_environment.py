@@ -1,0 +1,2 @@
+def test_needs_what_cannot_be_had():
+    pass

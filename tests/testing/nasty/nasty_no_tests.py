@@ -1,0 +1,1 @@
+"""Has the name of a test file, and no tests."""

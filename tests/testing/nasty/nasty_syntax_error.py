@@ -1,0 +1,5 @@
+exec("def broken(:")
+
+
+def test_never_seen():
+    pass

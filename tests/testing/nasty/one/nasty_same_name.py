@@ -1,0 +1,6 @@
+def test_same():
+    pass
+
+
+def test_of_one():
+    pass

@@ -1,0 +1,2 @@
+def test_same():
+    raise AssertionError("of two")
