@@ -1,18 +1,10 @@
 """Converts, lists, explains and compares weights of PyTorch and Flax; run with --help."""
 
 import argparse
-import re
 import signal
 
+from interop.arguments import embedding_commands, size
 from jaxkit.cli import reported
-
-
-def size(text: str) -> int:
-    """Bytes of a text such as 5GB."""
-    if found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)B?", text):
-        return int(float(found[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[found[2]])
-    raise argparse.ArgumentTypeError(f"{text!r} is no size; write 500MB or 5GB")
-
 
 parser = argparse.ArgumentParser(description=__doc__, epilog="exit codes: 2 usage, 3 mismatch, 4 unsafe file")
 commands = parser.add_subparsers(dest="command", required=True)
@@ -37,6 +29,7 @@ command.add_argument("key", metavar="KEY")
 command = commands.add_parser("diff", help="compare two files of one framework, tensor by tensor")
 for name in ("first", "second"):
     command.add_argument(name, metavar="FILE")
+embedding_commands(commands)
 
 
 def main() -> int:
@@ -45,9 +38,14 @@ def main() -> int:
     options = vars(parser.parse_args())
     name = options.pop("command")
     from interop import conversion, listing
+    from interop.embeddings import commands as embeddings
 
     if name in ("to-flax", "to-torch"):
         lines = conversion.convert(**options, to=name[3:]).lines()
+    elif name == "embedding":
+        lines = embeddings.convert(**options)
+    elif name == "inspect-embedding":
+        lines = embeddings.inspect(**options)
     else:
         lines = getattr(listing, name)(**options)
     lines = list(lines)

@@ -1,0 +1,1 @@
+"""Latent diffusion: noise schedules, solvers of the reverse process, and guidance by text."""
