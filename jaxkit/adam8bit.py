@@ -42,13 +42,18 @@ class Blocks(NamedTuple):
 
 
 def quantize(array: Float[Array, "..."], signed: bool) -> Blocks:
-    """Rounds an array to bytes; entries beyond its end are 0."""
+    """Rounds an array to bytes; entries beyond its end are 0. Without sign nothing but 0 becomes 0.
+
+    Of second moments that were rounded to 0 beside first ones that were not a step would be of ``m / eps``.
+    """
     flat = jnp.pad(array.reshape(-1), (0, -array.size % BLOCK))
     blocks = rearrange(flat, "(n m) -> n m", m=BLOCK)
     largest = jnp.abs(blocks).max(1)
     shares = blocks / jnp.maximum(largest, jnp.finfo(jnp.float32).tiny)[:, None]
     codes = dynamic_codes(signed)
-    return Blocks(jnp.searchsorted((codes[:-1] + codes[1:]) / 2, shares).astype(jnp.uint8), largest)
+    found = jnp.searchsorted((codes[:-1] + codes[1:]) / 2, shares)
+    found = found if signed else jnp.maximum(found, blocks > 0)
+    return Blocks(found.astype(jnp.uint8), largest)
 
 
 def dequantize(blocks: Blocks, shape: tuple[int, ...], signed: bool) -> Float[Array, "..."]:

@@ -208,11 +208,15 @@ def _with_model(source: Pretrained, above: tuple[str, ...]) -> Pretrained:
     """Fills in the model of the run that a source names, unless it names none or is pinned and has it already."""
     if source.run is None or (source.pinned is not None and source.model is not None):
         return source
-    task = source_config(source, above).task
-    model = trained_model(task)
+    run = source_config(source, above)
+    task, model = run.task, trained_model(run.task)
     if not isinstance(model, type(source).KINDS):
         raise ConfigError(
             f"{above[-1]}: {source.run} is of the task {task.name!r}, which trains no {type(source).WANTED}"
+        )
+    if not source.NORMALIZED and run.data.normalize != "none":
+        raise ConfigError(
+            f"{above[-1]}: {source.run} has data.normalize, and judges images in [0, 1] here: train one without"
         )
     model = model.model_copy(update={"pretrained": None})  # the run has weights of its own by now
     if source.model not in (None, model):

@@ -81,15 +81,25 @@ def executor(kind: Literal["jit", "pmap"]) -> Executor:
 
     def compile_jit(step, state, frozen, batch, donate=True):
         jitted = jax.jit(step, donate_argnums=(0,) if donate else (), out_shardings=replicated)
-        return jitted.lower(state, frozen, batch).compile()
+        return _one_at_a_time(jitted.lower(state, frozen, batch).compile())
 
     def compile_pmap(step, state, frozen, batch, donate=True):
         mapped = jax.pmap(step, AXIS, in_axes=(None, None, 0), out_axes=None, donate_argnums=(0,) if donate else ())
-        return mapped.lower(state, frozen, batch).compile()
+        return _one_at_a_time(mapped.lower(state, frozen, batch).compile())
 
     if kind == "jit":
         return Executor(None, len(jax.devices()), compile_jit, put_whole, replicate)
     return Executor(AXIS, len(jax.devices()), compile_pmap, put_parts, replicate)
+
+
+def _one_at_a_time(compiled: Callable) -> Callable:
+    """The executable; between virtual devices of a CPU it returns when it is done.
+
+    Their collectives wait for each other in threads of one pool: with several calls in it they may do so for ever.
+    """
+    if jax.default_backend() != "cpu" or jax.device_count() == 1:
+        return compiled
+    return lambda *arguments: jax.block_until_ready(compiled(*arguments))
 
 
 def _copy_to(leaf: Any, sharding: NamedSharding) -> jax.Array:

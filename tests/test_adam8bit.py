@@ -81,3 +81,21 @@ def test_a_regression_ends_where_that_of_adamw_ends():
     assert exact[0] > 50
     assert bytes_[-1] < 1e-3 * exact[0]
     assert np.abs(np.asarray(bytes_[:50] / exact[:50]) - 1).max() < 0.05
+
+
+def test_gradients_that_are_rare_and_of_many_sizes_make_no_steps_that_adam_does_not_make():
+    rng = np.random.default_rng(0)
+    sizes = np.exp(2 * rng.normal(size=256))
+    ours, exact = scale_by_adam_8bit(0.9, 0.999, 1e-8), scale_by_adam(0.9, 0.999, 1e-8)
+    update, wanted_update = jax.jit(ours.update), jax.jit(exact.update)
+    params = jnp.zeros((64, 256))
+    state, reference = ours.init(params), exact.init(params)
+    largest = [0.0, 0.0]
+    for _ in range(60):
+        seen = rng.random((1, 256)) < 0.1
+        gradient = jnp.asarray(rng.normal(size=(64, 256)) * sizes * seen, jnp.float32)
+        directions, state = update(gradient, state)
+        wanted, reference = wanted_update(gradient, reference)
+        largest = [max(old, float(jnp.abs(new).max())) for old, new in zip(largest, (directions, wanted), strict=True)]
+    # a second moment that is rounded to 0 would make steps of thousands
+    assert largest[0] < 2 * largest[1]

@@ -129,7 +129,10 @@ def test_an_option_of_another_optimizer_is_refused():
         ),
         ({"data__normalize": {"mean": [0]}}, "data.normalize.std: is missing"),
         ({"train__parallel": {"a": 1}}, "train.parallel: input should be 'jit' or 'pmap', got {'a': 1}"),
-        ({"optimizer": {"learning_rate": 0.1}}, "optimizer.name: is missing; one of sgd, adam, adamw, adamw_8bit, lion"),
+        (
+            {"optimizer": {"learning_rate": 0.1}},
+            "optimizer.name: is missing; one of sgd, adam, adamw, adamw_8bit, lion",
+        ),
     ],
 )
 def test_one_mistake_is_one_problem_that_says_what_to_write(changes, problem):
@@ -138,7 +141,8 @@ def test_one_mistake_is_one_problem_that_says_what_to_write(changes, problem):
 
 def test_the_keys_of_a_tfds_source_are_its_own():
     (problem,) = problems(small_config(data={"name": "tfds:mnist", "batch_size": 2, "folder": "x"}))
-    assert problem.endswith("threads, eval_examples, one_batch, name, data_dir, train_split, eval_split, image_key, label_key")
+    own = "name, data_dir, train_split, eval_split, image_key, label_key"
+    assert problem.endswith(f"threads, eval_examples, one_batch, {own}")
 
 
 def test_a_teacher_that_is_no_mapping_is_one_problem_whether_listed_or_not():

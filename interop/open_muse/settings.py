@@ -36,6 +36,11 @@ class Settings:
             elif key in KEYS and KEYS[key].only is not None and value not in KEYS[key].only:
                 self.problems.append(f"{key}: {value!r} is not offered: {KEYS[key].why}")
 
+    def raise_any(self) -> None:
+        """Raises ConfigError with every problem found so far, if there is one."""
+        if self.problems:
+            raise ConfigError("open-muse's config: " + "".join(f"\n  {problem}" for problem in self.problems))
+
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key, or ``default``."""
         return self.values.get(key, default)
@@ -57,6 +62,8 @@ class Settings:
         """A folder on disk for weights; a name on the hub is to be downloaded."""
         name = str(self.need(key))
         if Path(name).is_absolute() or Path(name).is_dir():
+            if not Path(name).exists():
+                self.told.append(f"{key}: {name} is not on this machine")
             return name
         place = f"weights/{PurePosixPath(name).name}"
         self.told.append(f"{key}: download {name} to {place}")

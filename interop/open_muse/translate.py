@@ -14,7 +14,7 @@ Raw = dict[str, Any]
 
 _OPTIMIZERS = {"adamw": "adamw", "fused_adamw": "adamw", "8bit_adamw": "adamw_8bit", "lion": "lion"}
 # biases, scales and shifts of norms, embeddings: what a decay of weights is not meant for
-_NO_DECAY = ["bias", "scale", "norm", "embedding", "gamma", "beta"]
+_NO_DECAY = ["(^|/)(bias|scale|gamma|beta|embedding)$"]
 _FILTERS = (
     "min_size", "max_pwatermark", "min_aesthetic_score", "max_pnsfw", "require_marked_as_ok_by_spawning",
     "require_marked_as_not_getty",
@@ -53,6 +53,7 @@ def translate(raw: Mapping[str, Any], folder: Path, devices: int = 1) -> tuple[R
         ConfigError: with every key and value that jaxkit has no place for, and what a config lacks.
     """
     settings = Settings(raw, folder, devices)
+    settings.raise_any()  # what is not filled in is no number
     found = {
         "task": _task(settings),
         "data": _data(settings),
@@ -60,10 +61,9 @@ def translate(raw: Mapping[str, Any], folder: Path, devices: int = 1) -> tuple[R
         "train": _train(settings),
         "tracking": _tracking(settings),
     }
-    if settings.problems:
-        raise ConfigError("open-muse's config: " + "".join(f"\n  {problem}" for problem in settings.problems))
+    settings.raise_any()
     parse(found, "the config that this one comes to")
-    return found, settings.told
+    return found, list(dict.fromkeys(settings.told))
 
 
 def _task(settings: Settings) -> Raw:
@@ -77,6 +77,8 @@ def _task(settings: Settings) -> Raw:
         task["condition"] = {"name": "class", "dropout": dropout}
     else:
         kind = settings.one("model.text_encoder.type", {"clip": "clip", "t5": "t5"}, "clip")
+        if pooled and kind == "t5":
+            settings.problems.append("model.text_encoder.type: t5 has no pooled states, which add_cond_embeds needs")
         encoder = {
             "kind": "clip_projection" if pooled else kind,
             "folder": settings.local("model.text_encoder.pretrained"),
@@ -91,6 +93,8 @@ def _task(settings: Settings) -> Raw:
     task["masking"], task["sampler"] = _masking(settings)
     if get("training.guidance_scale") and dropout:
         task["sampler"]["guidance"] = {"strength": float(get("training.guidance_scale"))}
+    elif get("training.guidance_scale"):
+        told.append("training.guidance_scale: left out, for no image loses its condition (training.cond_dropout_prob)")
     task["label_smoothing"] = get("training.label_smoothing", 0.0)
     if get("training.use_soft_code_target"):
         how = {"temperature": float(get("training.soft_code_temp", 1.0))}
@@ -126,6 +130,8 @@ def _masking(settings: Settings) -> tuple[Raw, Raw]:
     }
     method = "random_replace" if replaced else "predict_all" if everywhere else "maskgit"
     sampler = {"method": method, "steps": get("training.generation_timesteps", 12), "schedule": schedule}
+    if method != "maskgit" and "training.generation_temperature" in settings.values:
+        settings.told.append(f"training.generation_temperature: left out, the sampler {method} has none")
     if method == "maskgit":
         sampler["choice_temperature"] = [float(get("training.generation_temperature", 1.0)), 0.01]
     return masking, sampler
@@ -146,7 +152,7 @@ def _data(settings: Settings) -> Raw:
     get, captioned = settings.get, settings.get("model.text_encoder.pretrained") is not None
     pieces = get("training.gradient_accumulation_steps", 1)
     size = (settings.need("training.batch_size") or 1) * settings.devices * pieces
-    data = {"batch_size": size, "one_batch": bool(get("training.overfit_one_batch"))}
+    data = {"batch_size": size, "eval_batch_size": size // pieces, "one_batch": bool(get("training.overfit_one_batch"))}
     if get("experiment.max_eval_examples"):
         data["eval_examples"] = get("experiment.max_eval_examples")
     if get("training.pre_encode"):

@@ -88,7 +88,7 @@ def open_webdataset(config: WebDataset) -> Source:
         for path in split.paths:
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
         digest.update(split.places.tobytes())
-    quarter = config.variant == "clean"
+    quarter, read = config.variant == "clean", tokenizer.identity if tokenizer else "no captions"
     train, test = (CaptionedExamples(split, config, tokenizer, quarter) for split in splits)
     return Source(
         train=train,
@@ -96,7 +96,7 @@ def open_webdataset(config: WebDataset) -> Source:
         num_classes=int(max(split.places[:, 4].max() for split in splits).clip(0)) + 1,
         image_shape=(config.image_size, config.image_size, config.channels),
         fingerprint=f"webdataset {len(train)} + {len(test)} images, sha256 {digest.hexdigest()[:16]}, "
-        f"{config.variant}, {config.image_size} pixels, {config.crop} crop {config.crop_seed}, {tokenizer.identity if tokenizer else 'no captions'}",
+        f"{config.variant}, {config.image_size} pixels, {config.crop} crop {config.crop_seed}, {read}",
         corrupt=lambda: {**train.corrupt, **test.corrupt},
         captions=tokenizer,
     )

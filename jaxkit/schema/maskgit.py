@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from jaxkit.schema.adapters import ADAPTERS
-from jaxkit.schema.model import Pretrained
+from jaxkit.schema.model import Judge
 from jaxkit.schema.section import Count, Fraction, Misfit, NonNegative, Positive, Section, Strings, one_of
 from jaxkit.schema.text import TextEncoder
 from jaxkit.schema.tokenizer import TokenizerSource
@@ -175,7 +175,7 @@ class Sampler(Section):
 class Score(Section):
     """What samples are judged by at the end of a run."""
 
-    classifier: Pretrained
+    classifier: Judge
     """Its features give FID, its classes the accuracy of class-conditional samples."""
     samples: Count = 1000
     feature: str = "pre_logits"
@@ -189,7 +189,7 @@ class MaskGit(Section):
     name: Literal["maskgit"]
     tokenizer: TokenizerSource
     encode_chunk: Count | None = None
-    """Images that the tokenizer takes at once. None: all."""
+    """Images that the tokenizer encodes at once. None: all."""
     model: one_of(MODELS)
     adapter: one_of(ADAPTERS) | None = None
     """What is trained, alone, beside a network that stays as ``model.pretrained`` has it. None: the network."""
@@ -216,12 +216,22 @@ class MaskGit(Section):
             raise Misfit({"adapter": f"styledrop is of uvit, and the model is {self.model.name}; lora is of both"})
         if self.adapter is None and getattr(self.sampler.guidance, "adapter", None) is not None:
             raise Misfit({"sampler.guidance.adapter": "is of a network with task.adapter, and there is none"})
+        if self.soft_code is not None and self.encode_chunk is not None:
+            raise Misfit({"encode_chunk": "is of single codes; soft_code takes the distances of a whole batch"})
         if self.soft_code is not None and self.label_smoothing:
             raise Misfit({"label_smoothing": "is of hard targets; soft_code has soft ones"})
         if (self.sampler.method == "random_replace") != (self.masking.noise == "random_replace"):
             problem = f"{self.sampler.method} does not go with masking.noise {self.masking.noise}"
             raise Misfit({"sampler.method": problem})
         return self
+
+    def misfits(self, data: Section) -> dict[str, str]:
+        """Says what of this does not go with the ``data`` section, by key."""
+        return (
+            {}
+            if data.normalize == "none"
+            else {"name": f"{self.name} takes images in [0, 1]: leave data.normalize out"}
+        )
 
 
 SECTION = MaskGit

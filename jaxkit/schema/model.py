@@ -52,6 +52,8 @@ class Pretrained(Section):
     KINDS: ClassVar[tuple[type[Section], ...]] = (Model,)
     """What the run must have trained, and what to call it."""
     WANTED: ClassVar[str] = "classifier"
+    NORMALIZED: ClassVar[bool] = True
+    """Whether the run may have normalised its images."""
 
     workdir: str | None = None
     """The best checkpoint of this run."""
@@ -81,3 +83,9 @@ class Pretrained(Section):
         if self.model is not None and self.model.pretrained is not None:
             raise ValueError("the weights are the run's: leave model.pretrained out")
         return self
+
+
+class Judge(Pretrained):
+    """A classifier of images in [0, 1], as tokenizers have them."""
+
+    NORMALIZED: ClassVar[bool] = False

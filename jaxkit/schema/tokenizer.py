@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from jaxkit.schema.model import Pretrained
+from jaxkit.schema.model import Judge, Pretrained
 from jaxkit.schema.section import Count, CountOrZero, Fraction, Misfit, NonNegative, Positive, Section, Strings, one_of
 
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
@@ -111,7 +111,7 @@ class Entropy(Section):
 class Perceptual(Section):
     """The squared distance of a frozen classifier's features, each position's of length 1."""
 
-    classifier: Pretrained
+    classifier: Judge
     features: Strings
     """Such as stage1, stage2."""
     weight: Positive = 1.0
@@ -158,6 +158,14 @@ class Tokenizer(Section):
         if self.parity == "open-muse" and self.model.codebook_decay is not None:
             raise Misfit({"parity": "is about a learned codebook; with moving averages there is no such term"})
         return self
+
+    def misfits(self, data: Section) -> dict[str, str]:
+        """Says what of this does not go with the ``data`` section, by key."""
+        return (
+            {}
+            if data.normalize == "none"
+            else {"name": f"{self.name} takes images in [0, 1]: leave data.normalize out"}
+        )
 
 
 SECTION = Tokenizer

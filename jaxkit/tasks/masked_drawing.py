@@ -101,7 +101,9 @@ class Studio:
             return
         while left > 0:
             for batch in test():
-                yield {name: part for name, part in batch.items() if name not in ("image", "label")}, batch["label"]
+                # images with captions alone are all of class 0
+                classes = batch["label"] if self.context.num_classes > 1 else None
+                yield {name: part for name, part in batch.items() if name not in ("image", "label")}, classes
                 left -= len(batch["label"])
                 if left <= 0:
                     return

@@ -17,7 +17,7 @@ from jaxkit.tasks import image_tokens
 from jaxkit.tasks.classifier import warm_start
 from jaxkit.tasks.inputs import encoding
 from jaxkit.tasks.masked_drawing import Studio
-from jaxkit.tasks.masked_network import empty_condition, network
+from jaxkit.tasks.masked_network import empty_condition, network, sampler
 from jaxkit.tasks.sample_scores import judge
 from jaxkit.tasks.task import Context, Pictures, Task, Variables
 
@@ -40,6 +40,7 @@ def make(config: MaskGit, context: Context) -> Task:
     schedule = mask_schedule(config.masking.schedule.name, config.masking.schedule.constants)
     codes = {"codebook_size": codebook_size, "mask_token": net.mask_token}
     judges = config.score and judge(config.score, context)
+    sampler(config.sampler)  # what does not go together is said before anything is trained
     stage = encoding(config.tokenizer, getattr(config.condition, "encoder", None), context, config.encode_chunk)
     studio = Studio(config, context, tokenizer, stage, net, grid, codebook_size)
 

@@ -6,10 +6,14 @@ import pytest
 import yaml
 from conftest import ROOT, script
 
+from interop.engine import flatten
+from interop.masked.layouts import shapes
 from interop.open_muse import translate
 from interop.open_muse.keys import KEYS, page
 from jaxkit.config import parse
 from jaxkit.errors import ConfigError
+from jaxkit.models.masked import transformer_class
+from jaxkit.optimizer import decay_mask
 
 SHARDS = "pipe:aws s3 cp s3://bucket/set/{00000..00010}.tar -"
 BASE = {
@@ -174,6 +178,8 @@ def test_a_key_is_found_where_the_table_says(change, key, value, tmp_path):
         ({"model.transformer.block_out_channels": [512, 1024]}, "has 2 levels, only one is offered"),
         ({"model.vq_model.pretrained": "openMUSE/paella"}, "download it, and name the folder, whose config.json says"),
         ({"dataset.params.train_shards_path_or_url": "laion"}, "laion.yaml, the list of shards, is not there"),
+        ({"dataset.params.num_workers": "???"}, "dataset.params.num_workers: is to be filled in"),
+        ({"model.text_encoder.type": "t5"}, "t5 has no pooled states, which add_cond_embeds needs"),
         ({"training.batch_size": "${training.size}"}, "${training.size} refers to a key that is not there"),
     ],
     ids=str,
@@ -205,6 +211,21 @@ def test_lists_of_shards_prompts_and_sizes_are_read_from_beside_the_config(tmp_p
     assert config.task.condition.prompts == ("a cat", "a dog")
     assert config.task.tokenizer.model.num_embeddings == 32
     assert config.task.tokenizer.model.pretrained == str(tmp_path / "vq")
+
+
+@pytest.mark.parametrize("made", [classes, research])
+def test_its_decay_finds_the_parameters_of_the_network(made, tmp_path):
+    raw, _ = translate(made(), tmp_path)
+    config = parse(raw, "ours")
+    fields = config.task.model.model_dump(exclude={"name", "pretrained"})
+    fields |= {"num_hidden_layers": 1, "vocab_size": 2048 + 8192}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    module = transformer_class(config.task.model.name)(**fields, codebook_size=1024)
+    params = shapes(module)["params"]
+    mask = decay_mask(params, config.optimizer.no_decay)
+    found = flatten(mask)
+    assert not any(kept for path, kept in found.items() if path.endswith(("scale", "bias", "embedding")))
+    assert all(kept for path, kept in found.items() if path.endswith("kernel"))
 
 
 def test_the_command_writes_a_config_once(tmp_path):

@@ -311,3 +311,20 @@ def test_text_without_captions_and_scores_without_images_are_refused(batch):
         scored.init(KEY, stored)
     with pytest.raises(ValueError, match="uvit needs task.condition"):
         MaskGit.model_validate(section(model={"name": "uvit"}, condition={"name": "none"}))
+
+
+def test_images_that_are_normalised_are_refused_of_the_data_and_of_the_judge(tokenizer, tmp_path):
+    grey = {"mean": [0.5], "std": [0.5]}
+    raw = small(tokenizer)
+    raw["data"]["normalize"] = grey
+    with pytest.raises(ConfigError, match=r"task.name: maskgit takes images in \[0, 1\]: leave data.normalize out"):
+        parse(raw, "maskgit")
+    (tmp_path / "judge.yaml").write_text(yaml.safe_dump(small_config(data__normalize=grey)))
+    score = {"classifier": {"config": str(tmp_path / "judge.yaml")}}
+    with pytest.raises(ConfigError, match="has data.normalize, and judges images in"):
+        parse(small(tokenizer, score=score), "maskgit")
+
+
+def test_options_of_the_sampler_that_do_not_go_together_are_refused_before_anything_is_trained():
+    with pytest.raises(ConfigError, match="power"):
+        task(condition={"name": "class", "dropout": 0.5}, sampler={"guidance": {"strength": 2.0, "power": 2.0}})
