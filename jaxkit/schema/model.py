@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from jaxkit.models import MODELS, WITH_COMPAT, WITH_DROPOUT, WITH_TRANSFORM_INPUT
-from jaxkit.schema.section import Count, Section, Strings
+from jaxkit.schema.data import Normalize
+from jaxkit.schema.section import Count, Misfit, Section, Strings
 
 
 class Model(Section):
@@ -86,6 +87,26 @@ class Pretrained(Section):
 
 
 class Judge(Pretrained):
-    """A classifier of images in [0, 1], as tokenizers have them."""
+    """A classifier of images in [0, 1], as tokenizers have them; or one with published weights.
+
+    These are in the file of ``model.pretrained``, of as many classes as ``model.num_classes`` says; its images are
+    resized to the side that its network was made for, in three channels.
+    """
 
     NORMALIZED: ClassVar[bool] = False
+
+    normalize: Normalize | None = None
+    """Of what published weights see. For torchvision's, ImageNet's mean and std; None: [0, 1]."""
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        published = self.model is not None and self.model.pretrained is not None
+        if sum((self.workdir is not None, self.checkpoint is not None, self.config is not None, published)) != 1:
+            raise ValueError("give workdir, checkpoint, config or model.pretrained: one of them")
+        if self.overrides and self.config is None:
+            raise ValueError("overrides are those of a config, and none is given")
+        if published and self.model.num_classes is None:
+            raise Misfit({"model.num_classes": "is missing: how many the published weights have"})
+        if self.normalize is not None and not published:
+            raise Misfit({"normalize": "is of published weights; a run has its own data.normalize"})
+        return self

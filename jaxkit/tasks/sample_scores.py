@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from jaxkit.errors import ConfigError
 from jaxkit.metrics.distributions import Moments, frechet_distance, inception_score, kernel_distance, manifold_scores
 from jaxkit.schema.maskgit import Score
-from jaxkit.tasks.classifier import build, shapes
+from jaxkit.tasks.judges import frozen_classifier
 from jaxkit.tasks.task import Context
 
 
@@ -28,11 +28,11 @@ class Judge(NamedTuple):
 
 def judge(config: Score, context: Context) -> Judge:
     """Makes the judge that a ``score`` section names. FID is of all images against all of the test split."""
-    network = build(config.classifier.model, context)
+    network = frozen_classifier(config.classifier, context)
+    same_classes = network.num_classes == context.num_classes
 
     def init(key, images):
-        found = context.load_weights(config.classifier, shapes(network, key, images))
-        variables = {"params": found["params"], **found["state"]}
+        variables = network.init(key, images)
         _, features = jax.eval_shape(network.apply, variables, images)
         if config.feature not in features:
             raise ConfigError(f"task.score.feature: {config.feature!r} is none of {', '.join(features)}")
@@ -53,7 +53,7 @@ def judge(config: Score, context: Context) -> Judge:
             found, seen = (np.asarray(array) for array in look(variables, images))
             probabilities.append(found)
             features.append(seen)
-            if classes is not None:
+            if classes is not None and same_classes:
                 right.append(found.argmax(-1) == np.asarray(classes))
         drawn, real = np.concatenate(features), features_of(variables, test)
         # the training images may be many: their features are not kept

@@ -10,9 +10,9 @@ from jaxkit import pictures
 from jaxkit.losses import vector_quantization as vq
 from jaxkit.models.discriminator import PatchDiscriminator
 from jaxkit.schema.tokenizer import Tokenizer
-from jaxkit.tasks.classifier import build as build_classifier
-from jaxkit.tasks.classifier import shapes, warm_start
+from jaxkit.tasks.classifier import warm_start
 from jaxkit.tasks.image_tokens import build, require_channels
+from jaxkit.tasks.judges import frozen_classifier
 from jaxkit.tasks.task import Context, Pictures, Task, Variables
 from jaxkit.tasks.tokenizer_losses import TokenizerLosses
 
@@ -28,7 +28,7 @@ def make(config: Tokenizer, context: Context) -> Task:
     judge = config.adversarial and PatchDiscriminator(
         config.adversarial.channels, config.adversarial.layers, dtype=context.dtype
     )
-    classifier = config.perceptual and build_classifier(config.perceptual.classifier.model, context)
+    classifier = config.perceptual and frozen_classifier(config.perceptual.classifier, context)
     losses = TokenizerLosses(config, context, model, judge, classifier)
 
     def init(key, batch):
@@ -41,8 +41,8 @@ def make(config: Tokenizer, context: Context) -> Task:
             params["discriminator"] = jax.jit(judge.init)(key_judge, images)["params"]
         frozen = {}
         if classifier:
-            frozen = context.load_weights(config.perceptual.classifier, shapes(classifier, key, images))
-            losses.require_features(frozen, images)
+            frozen["classifier"] = classifier.init(key, images)
+            losses.require_features(frozen["classifier"], images)
         return Variables(params, {"tokenizer": collections, "pieces": jnp.int32(0)}, frozen)
 
     def loss(variables, batch, key):

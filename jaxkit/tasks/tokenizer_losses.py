@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxkit.errors import ConfigError
 from jaxkit.losses import adversarial
 from jaxkit.losses import vector_quantization as vq
 from jaxkit.models.tokenizers.tokenizer import Reconstruction, Tokenizer
 from jaxkit.schema import tokenizer as schema
+from jaxkit.tasks.judges import FrozenClassifier
 from jaxkit.tasks.task import Context, Variables
 
 JUDGES = {
@@ -29,15 +30,15 @@ JUDGES = {
 class TokenizerLosses:
     """The terms of a ``tokenizer`` task's loss, each a mean over the batch.
 
-    Parameters: ``tokenizer`` and, with a judge, ``discriminator``. Frozen: the ``classifier``'s ``params`` and
-    ``state``. State: the ``tokenizer``'s collections, and ``pieces``, the parts of batches seen so far.
+    Parameters: ``tokenizer`` and, with a judge, ``discriminator``. Frozen: the ``classifier``. State: the
+    ``tokenizer``'s collections, and ``pieces``, the parts of batches seen so far.
     """
 
     config: schema.Tokenizer
     context: Context
     model: Tokenizer
     judge: nn.Module | None
-    classifier: nn.Module | None
+    classifier: FrozenClassifier | None
 
     def difference(
         self, variables: Variables, images: Float[Array, "b h w c"], made: Float[Array, "b h w c"]
@@ -46,7 +47,7 @@ class TokenizerLosses:
         config = self.config
         total = config.l1 * jnp.abs(made - images).mean() + config.l2 * jnp.square(made - images).mean()
         if self.classifier:
-            weights = {"params": variables.frozen["params"], **variables.frozen["state"]}
+            weights = variables.frozen["classifier"]
             sides = [self.classifier.apply(weights, side)[1] for side in (images, made)]
             apart = [_apart(*(side[name] for side in sides)) for name in config.perceptual.features]
             total += config.perceptual.weight * sum(apart)
@@ -106,13 +107,12 @@ class TokenizerLosses:
             axis_name=self.context.mapped_axis,
         )
 
-    def require_features(self, frozen: Any, images: Float[Array, "b h w c"]) -> None:
+    def require_features(self, weights: PyTree, images: Float[Array, "b h w c"]) -> None:
         """Checks that the classifier has the features asked for.
 
         Raises:
             ConfigError: naming those it has.
         """
-        weights = {"params": frozen["params"], **frozen["state"]}
         _, features = jax.eval_shape(self.classifier.apply, weights, images)
         stray = [name for name in self.config.perceptual.features if name not in features]
         if stray:
