@@ -105,6 +105,7 @@ def test_the_import_contracts_hold():
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
+@pytest.mark.slow
 def test_corrupt_images_that_are_skipped_are_named_and_counted(tmp_path):
     images, labels = load_digits(return_X_y=True)
     for split, some in (("train", slice(0, 100)), ("val", slice(100, 140))):

@@ -323,6 +323,7 @@ def test_an_unknown_model_a_size_it_cannot_serve_and_numbers_below_one_are_error
             profile_model("cnn", **{"batch": 2, **numbers})
 
 
+@pytest.mark.slow
 def test_profiling_a_model_of_the_zoo_writes_what_the_table_shows(tmp_path):
     out = tmp_path / "cnn.json"
     flags = ("--model", "cnn_tiny", "--batch", "3", "--num-classes", "10", "--iterations", "2", "--train")

@@ -76,7 +76,7 @@ def assert_same_end(folder, whole) -> None:
     assert both[0]["last"] == both[1]["last"]
 
 
-@pytest.mark.parametrize("kills", thinned((4, 20), (4,)))
+@pytest.mark.parametrize("kills", thinned((3, 20), (3,)))
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(config, whole, tmp_path, kills):
     draw = random.Random(7)
     folder = tmp_path / "run"
@@ -101,6 +101,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(config, whole, 
     assert_same_end(folder, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), thinned(((signal.SIGTERM, 143), (signal.SIGINT, 130)), ((signal.SIGINT, 130),))
 )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import small_config
+from conftest import small_config, thinned
 from runs import arrays, identical, learned
 from sklearn.datasets import load_digits
 
@@ -101,7 +101,7 @@ def test_accumulating_pieces_gives_the_update_of_the_whole_batch(tmp_path):
         np.testing.assert_allclose(tree[4][path], whole, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", thinned(["bf16", "fp16"], ["fp16"]))
 def test_mixed_precision_learns_and_keeps_parameters_in_float32(tmp_path, precision):
     changes = {"task__model__name": "resnet8", "data__augment": "none"}
     results = run(tmp_path, train__precision=precision, train__steps=60, train__eval_every=60, **changes)
@@ -148,6 +148,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_state_before_it(tm
     assert max(record["step"] for record in read_metrics(folder / "metrics.jsonl")) == 10
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_overflows_is_reported_with_its_norms(tmp_path):
     with pytest.raises(NonFinite, match="Lower optimizer.learning_rate"):
         run(tmp_path, optimizer__learning_rate=1e30, train__log_every=1)

@@ -177,6 +177,7 @@ def test_the_mask_of_google_is_the_last_token_under_either_name():
     assert (masked[0] != model.apply(variables, tokens)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_recomputed_activations_give_the_same_gradients(name):
     model = TINY[name]()

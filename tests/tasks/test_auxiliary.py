@@ -26,6 +26,7 @@ def task(name, weight=None, loss="label_smoothing"):
     return classify.make(Classify.model_validate({**section, "aux_weight": weight}), CONTEXT)
 
 
+@pytest.mark.slow
 def test_training_adds_the_weighted_loss_of_each_head_and_evaluation_does_not():
     rng = np.random.default_rng(0)
     batch = {"image": jnp.asarray(rng.normal(size=(4, 16, 16, 1)), jnp.float32), "label": jnp.array([0, 2, 1, 1])}
