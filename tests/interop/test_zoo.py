@@ -40,13 +40,8 @@ FIRST = list({(family, name in TINY): name for name, family in reversed(models.M
 ZOO = thinned(models.MODELS, set(TINY) & set(FIRST))
 # of a batch norm before and after convolutions, of two paths, of concatenations, of grouped kernels
 TRAINED = (
-    "cifar_resnet_tiny",
-    "vgg_tiny",
-    "densenet_tiny",
-    "mobilenet_v2_tiny",
-    "shufflenet_v1_tiny",
-    "googlenet_tiny",
-)
+    "cifar_resnet_tiny", "vgg_tiny", "densenet_tiny", "mobilenet_v2_tiny", "shufflenet_v1_tiny", "googlenet_tiny",
+)  # fmt: skip
 
 
 def image_shape(name):
