@@ -22,8 +22,8 @@ SMALLEST = 4096
 def dynamic_codes(signed: bool) -> Float[np.ndarray, "256"]:
     """Lists the numbers in [-1, 1], or in [0, 1], that a byte stands for, in rising order.
 
-    The first bits of a byte count decades down from 1, and those left cut a decade into equal parts: small numbers have
-    as many digits as large ones, and those next to 1 the most.
+    The first bits of a byte count decades down from 1, and those left cut a decade into equal parts: the one next to 1
+    into the most, each below it into half as many.
     """
     codes = [0.0, 1.0]
     for decade in range(7):
