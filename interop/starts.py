@@ -11,24 +11,33 @@ import numpy as np
 
 from interop.architecture import Architecture, stripped
 from interop.conversion import load
+from interop.diffusion.folders import Pipeline, load_part, load_pipeline
+from interop.diffusion.hub import pipeline_folder
+from interop.embeddings.reading import read
 from interop.engine import flatten, unflatten
 from interop.files import Weights, open_weights
+from interop.files.errors import listed
 from interop.files.torch_files import open_file, require_torch
+from interop.files.write import CONFIG
 from interop.layers import Dropped, Kind
 from interop.layout import Spec
+from interop.masked.configs import class_of, read_config
 from interop.problems import Problems
 from interop.rules import Table, compiled, match, written
 from interop.tables import table
 from jaxkit.config import Config, trained_model
 from jaxkit.errors import ConfigError
+from jaxkit.models.diffusion import config as diffusion
 from jaxkit.models.masked import TRANSFORMERS
 from jaxkit.models.tokenizers import TOKENIZERS
 from jaxkit.nn.quantizer import settled
+from jaxkit.tasks.task import Readers
 
 if TYPE_CHECKING:
     from jaxkit.step import TrainState
 
 _HEAD = re.compile(r"params/(aux\d+/)?head/.*")
+_AUTOENCODER, _CLASSES = "autoencoder_kl", ("AutoencoderKL", "FlaxAutoencoderKL")
 _AUXILIARY = re.compile(r"\w+/(aux\d+)/.*")
 
 
@@ -38,12 +47,13 @@ def read_weights(path: str, model: str, initial: Mapping[str, Any]) -> tuple[dic
     Where the file has another number of classes the layers ``head``, the network's and its auxiliary ones', keep their
     initial values; so do auxiliary heads that the file has not. Those that the network has not are left out.
 
-    Of a masked-image model everything is taken, and the config.json must describe a network of the same shapes.
+    Of a masked-image model or an autoencoder_kl everything is taken, and the config.json must describe a network of the
+    same shapes.
 
     Args:
         path: any file or folder that :func:`interop.files.open_weights` reads, of either framework; of a masked-image
-            model what :func:`interop.masked.folders.load_folder` reads.
-        model: a name of the zoo, or of a tokenizer or transformer of masked-image models.
+            model what :func:`interop.masked.folders.load_folder` reads, of an autoencoder_kl its folder.
+        model: a name of the zoo, of a tokenizer or transformer of masked-image models, or autoencoder_kl.
         initial: the network's variables, nested dicts ``{params: ..., batch_stats: ...}``.
 
     Returns:
@@ -52,10 +62,12 @@ def read_weights(path: str, model: str, initial: Mapping[str, Any]) -> tuple[dic
     Raises:
         WeightsError: for any other difference; for integers, values of 64 bits, and not-a-numbers.
         FileError: if the file is damaged or unsafe.
-        ConfigError: if there is no such file, or it is of another kind of masked-image model.
+        ConfigError: if there is no such file, or it is of another kind of model.
     """
     if model in TOKENIZERS or model in TRANSFORMERS:
         return _masked(path, model, initial)
+    if model == _AUTOENCODER:
+        return _autoencoder(path, initial)
     leaves, rows = flatten(initial), table(model)
     with open_weights(Path(path)) as weights:
         held, told = _held(weights, rows)
@@ -86,8 +98,30 @@ def read_weights(path: str, model: str, initial: Mapping[str, Any]) -> tuple[dic
     return unflatten(filled), ["; ".join(said), *(f"{path}: {line}" for line in told)]
 
 
+def read_pipeline(name: str, variant: str | None = None, revision: str | None = None) -> Pipeline:
+    """Reads the networks of a Stable Diffusion pipeline, of a folder or a name of the model hub.
+
+    Raises what :func:`interop.diffusion.folders.load_pipeline` and :func:`interop.diffusion.hub.pipeline_folder` do.
+    """
+    return load_pipeline(pipeline_folder(name, variant, revision), variant)
+
+
+def read_embedding(path: str) -> tuple[np.ndarray, ...]:
+    """Reads the vectors of the one learned word of a file, ``[n d]`` of each text encoder.
+
+    Raises what :func:`interop.embeddings.reading.read` does, and ConfigError for a file of several words.
+    """
+    found = read(path)
+    if len(found) > 1:
+        raise ConfigError(f"{path} has several words, {listed(one.token for one in found)}; take one out of it")
+    return found[0].rows
+
+
+READERS = Readers(read_weights, read_pipeline, read_embedding)
+
+
 def torch_run(
-    path: Path, config: Config, examples: int, rate: Callable[[int], Any], start: "TrainState"
+    path: Path, config: Config, examples: int, rate: Callable[[int], Any], start: "TrainState", frozen: str
 ) -> tuple["TrainState", list[str]]:
     """Makes the state, of NumPy arrays, from which a run of jaxkit goes on where a torch run stopped.
 
@@ -98,6 +132,7 @@ def torch_run(
         examples: to train on.
         rate: the learning rate by step.
         start: the state at step 0.
+        frozen: not looked at.
 
     Returns:
         the state, and lines: where it stands, and each setting of torch's optimizer that ``config`` has not.
@@ -140,6 +175,21 @@ def _masked(path: str, model: str, initial: Mapping[str, Any]) -> tuple[dict[str
         if name.startswith("codebook/") and name.endswith("/sums"):
             filled[name] = filled[name] * leaves[f"{name.removesuffix('sums')}sizes"][:, None]
     return unflatten(leaves | filled), [f"{path}: {found.name}, {len(arrays)} arrays"]
+
+
+def _autoencoder(path: str, initial: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Puts an autoencoder's weights in place of the initial ones; says what their config has that no shape shows."""
+    config = read_config(Path(path) / CONFIG)
+    if class_of(config) not in _CLASSES:
+        raise ConfigError(f"{path} holds a {class_of(config)}, and no {_CLASSES[0]}")
+    leaves = flatten(initial)
+    module = diffusion.from_config(config)
+    _require_same({name: tuple(leaf.shape) for name, leaf in leaves.items()}, diffusion.shapes(module))
+    arrays = flatten(load_part(path).variables)
+    _require_floating(arrays)
+    filled = {name: jnp.asarray(arrays[name], leaf.dtype) for name, leaf in leaves.items()}
+    told = f"norm_num_groups is {module.norm_num_groups} there, scaling_factor {module.scaling_factor}"
+    return unflatten(filled), [f"{path}: {_CLASSES[0]}, {len(arrays)} arrays; {told}"]
 
 
 def _origin(name: str) -> str | None:

@@ -37,7 +37,7 @@ def reported(
 
 def _end_at_once(after: str, number: int, _frame) -> None:
     name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-    print(f"stopped by {name} {after}", file=sys.stderr, flush=True)
+    print(f"stopped by {name}{'' if after.startswith(';') else ' '}{after}", file=sys.stderr, flush=True)
     os._exit(128 + number)
 
 
@@ -55,6 +55,14 @@ def step_or(*words: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def margins(text: str) -> tuple[int, ...]:
+    """The argparse type of pixels on the four sides of an image, such as ``8,8,0,0``; not all are 0."""
+    sides = text.split(",")
+    if len(sides) != 4 or not all(side.isascii() and side.isdigit() for side in sides) or not any(map(int, sides)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no LEFT,RIGHT,TOP,BOTTOM in pixels, such as 8,8,0,0")
+    return tuple(map(int, sides))
 
 
 def distributed_arguments(parser: argparse.ArgumentParser) -> None:

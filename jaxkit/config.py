@@ -14,10 +14,10 @@ from jaxkit import yaml12
 from jaxkit.errors import ConfigError
 from jaxkit.problems import no_mapping, problems
 from jaxkit.schema import task_section
-from jaxkit.schema.data import SOURCES
 from jaxkit.schema.model import Pretrained
 from jaxkit.schema.optimizer import OPTIMIZERS
 from jaxkit.schema.section import Misfit, Section, one_of
+from jaxkit.schema.sources import SOURCES
 from jaxkit.schema.train import Tracking, Train
 from jaxkit.spelling import nearest
 from jaxkit.tasks import TASKS

@@ -26,7 +26,7 @@ from jaxkit.schema.model import Pretrained
 from jaxkit.starts import begun, digest, say, warmed
 from jaxkit.step import restored_state, saved_items
 from jaxkit.tasks import TASKS
-from jaxkit.tasks.task import Context, Task, Variables
+from jaxkit.tasks.task import Context, Readers, Task, Variables
 from jaxkit.tracking import Tracker
 from jaxkit.train import Run, Trainer, initial_state
 
@@ -41,7 +41,7 @@ def run(
     force: bool = False,
     wait: bool = False,
     *,
-    read_weights: Callable | None = None,
+    readers: Readers | None = None,
     begin: Callable | None = None,
 ) -> dict[str, Any]:
     """Trains what ``config`` says in the workdir ``folder``; returns what its ``results.json`` holds.
@@ -52,9 +52,10 @@ def run(
         resume: ``latest``, a step, or ``never``.
         force: whether an earlier run may be overwritten.
         wait: whether to wait for another run in the same folder.
-        read_weights: of :class:`jaxkit.tasks.task.Context`, for a config that names weights to start from.
-        begin: ``config, examples, rate, state -> state, lines to print``: takes the state at step 0 of a new run to
-            where another run, or one of another framework, stopped.
+        readers: of other frameworks' files, for a config that names weights to start from.
+        begin: ``config, examples, rate, state, frozen -> state, lines to print``: takes the state at step 0 of a new
+            run, whose frozen weights have the hash ``frozen``, to where another run, or one of another framework,
+            stopped.
 
     Raises:
         UserError: whatever the user can mend.
@@ -66,7 +67,7 @@ def run(
                 "--force"
             )
         # The folder is touched last: whatever is wrong with the config, data, weights or a teacher leaves it as it was.
-        source, job = prepare(config, folder, read_weights)
+        source, job = prepare(config, folder, readers)
         plan = workdir.plan(folder, config, resume if begin is None else "never", force)
         if plan.start is not None and plan.start > job.steps:
             raise ConfigError(
@@ -78,9 +79,11 @@ def run(
         say(job.task.notes)
         trainer = _trainer(job, plan.start, begin and partial(begin, config, len(source.train)))
         _fit(trainer, config, folder, plan)
+        if trainer.step < job.steps:
+            say([f"its evaluations have settled: train.early_stop ends it after step {trainer.step} of {job.steps}"])
         rate = trainer.steps_per_second
         train = {
-            "steps": job.steps,
+            "steps": trainer.step,
             "seconds": trainer.seconds,
             "compile_seconds": trainer.compile_seconds,
             "examples_per_second": rate and rate * config.data.batch_size,
@@ -92,21 +95,24 @@ def run(
         return workdir.finish(folder, config, train, _scores(trainer, config, folder) if job.task.score else {})
 
 
-def prepare(config: Config, folder: Path, read_weights: Callable | None = None) -> tuple[Source, Run]:
+def prepare(config: Config, folder: Path, readers: Readers | None = None) -> tuple[Source, Run]:
     """Puts together what ``config`` trains; writes nothing in ``folder``.
 
     Raises:
         UserError: whatever is wrong with the config, the data or a teacher.
     """
     parallel.check_divides(config.data.batch_size, config.optimizer.accumulate)
-    source, feed, task, executor = assemble(config, read_weights)
+    source, feed, task, executor = assemble(config, readers)
     steps, per_epoch = _length(config, len(source.train))
     metric, mode = config.ranking()
+    optimizer = config.optimizer
+    if optimizer.scale_learning_rate:
+        optimizer = optimizer.model_copy(update={"learning_rate": optimizer.learning_rate * config.data.batch_size})
     return source, Run(
         task=task,
         feed=feed,
-        optimizer=make_optimizer(config.optimizer, steps, per_epoch, config.train.precision),
-        learning_rate=make_schedule(config.optimizer, steps, per_epoch),
+        optimizer=make_optimizer(optimizer, steps, per_epoch, config.train.precision),
+        learning_rate=make_schedule(optimizer, steps, per_epoch),
         executor=executor,
         config=config.train,
         steps=steps,
@@ -124,7 +130,8 @@ def _trainer(job: Run, start: int | None, begin: Callable | None) -> Trainer:
     state, frozen = initial_state(task, job.feed, job.optimizer, job.executor, key)
     note = {"frozen": digest(frozen)}
     if start is None:
-        return Trainer(job, begun(begin, job, state) if begin else state, frozen, {}, note, begin is not None)
+        first = begun(begin, job, state, note["frozen"]) if begin else state
+        return Trainer(job, first, frozen, {}, note, begin is not None)
     found, meta = checkpoint.restore(job.workdir / "checkpoints", start, saved_items(state))
     check_frozen(job.workdir, meta, note["frozen"])
     job.feed.restore(meta["loader"])
@@ -156,9 +163,7 @@ def _scores(trainer: Trainer, config: Config, folder: Path) -> dict[str, float]:
     return scores(trainer.run.task, trainer.run.feed, variables, jax.random.PRNGKey(config.train.seed))
 
 
-def make_task(
-    config: Config, source: Source, executor: parallel.Executor, read_weights: Callable | None = None
-) -> Task:
+def make_task(config: Config, source: Source, executor: parallel.Executor, readers: Readers | None = None) -> Task:
     """Makes the task that ``config.task`` names, for the data and the devices of this run.
 
     Raises:
@@ -169,8 +174,11 @@ def make_task(
         num_classes=source.num_classes,
         image_shape=source.image_shape,
         captions=source.captions,
-        load_weights=load_weights if read_weights is None else partial(load_weights, read_weights=read_weights),
-        read_weights=read_weights,
+        concepts=source.concepts,
+        load_weights=load_weights if readers is None else partial(load_weights, readers=readers),
+        read_weights=readers and readers.weights,
+        read_pipeline=readers and readers.pipeline,
+        read_embedding=readers and readers.embedding,
         dtype=DTYPES[config.train.precision],
         axis_name=executor.axis_name if sync else None,
         mapped_axis=executor.axis_name,
@@ -184,7 +192,7 @@ def make_task(
 
 
 def load_weights(
-    source: Pretrained, like: dict[str, PyTree], read_weights: Callable | None = None, *, partly: bool = False
+    source: Pretrained, like: dict[str, PyTree], readers: Readers | None = None, *, partly: bool = False
 ) -> dict[str, PyTree]:
     """Reads ``params`` and ``state`` that a config points to; trains them first where it points to a config.
 
@@ -193,11 +201,11 @@ def load_weights(
     Raises:
         UserError: if the run, the step or the checkpoint is not there, damaged, or of another model.
     """
-    path = Path(pinned(source, read_weights).pinned)
+    path = Path(pinned(source, readers).pinned)
     return load_step(path.parent, int(path.name), like, partly)
 
 
-def pinned(source: Pretrained, read_weights: Callable | None = None) -> Pretrained:
+def pinned(source: Pretrained, readers: Readers | None = None) -> Pretrained:
     """The source with the checkpoint it comes down to: its own, the best of its run, or of the run of its config.
 
     Raises:
@@ -214,7 +222,7 @@ def pinned(source: Pretrained, read_weights: Callable | None = None) -> Pretrain
         folder = Path(source.workdir or Path(source.cache) / f"{Path(source.config).stem}-{config.digest()}")
         if source.config is not None and workdir.finished(folder) is None:
             say([f"{source.config} is trained first, in {folder}"])
-            run(config, folder, wait=True, read_weights=read_weights)
+            run(config, folder, wait=True, readers=readers)
         path = folder / "checkpoints" / str(best_or_last(folder, config))
     return source.model_copy(update={"pinned": str(path.absolute())})
 
@@ -226,7 +234,7 @@ def load_step(directory: Path, step: int, like: dict[str, PyTree], partly: bool 
     return {"params": found[name], "state": found["state"]}
 
 
-def assemble(config: Config, read_weights: Callable | None = None) -> tuple[Source, Feed, Task, parallel.Executor]:
+def assemble(config: Config, readers: Readers | None = None) -> tuple[Source, Feed, Task, parallel.Executor]:
     """Data, task and devices of a run."""
     if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
@@ -240,7 +248,7 @@ def assemble(config: Config, read_weights: Callable | None = None) -> tuple[Sour
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return source, feed, make_task(config, source, executor, read_weights), executor
+    return source, feed, make_task(config, source, executor, readers), executor
 
 
 def precision(config: Config) -> contextlib.AbstractContextManager:

@@ -13,7 +13,7 @@ from jaxkit.data.feed import Feed
 from jaxkit.tasks.task import Task, Variables
 from jaxkit.tracking import Tracker
 
-SAMPLES = 16
+PICTURES = 16
 
 
 class Gallery:
@@ -31,9 +31,9 @@ class Gallery:
         self._sample: Callable | None = None
         self._trace: Callable | None = None
         if task.sample:
-            self._sample = jax.jit(partial(task.sample, n=SAMPLES)).lower(variables, key).compile()
+            self._sample = jax.jit(partial(task.sample, n=task.samples)).lower(variables, key).compile()
         if task.pictures:
-            few = {name: jnp.asarray(part[:SAMPLES]) for name, part in feed.first_eval().items() if name != "mask"}
+            few = {name: jnp.asarray(part[:PICTURES]) for name, part in feed.first_eval().items() if name != "mask"}
             self._batch: Any = feed.preprocess(few)
             self._trace = jax.jit(task.pictures.trace).lower(variables, self._batch, key).compile()
 

@@ -1,7 +1,7 @@
 """What a trained run is used for: the evaluation and the samples of one of its checkpoints. Trains nothing."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
-from jaxkit import checkpoint
+from jaxkit import checkpoint, pictures
 from jaxkit.config import load
 from jaxkit.data import Source
 from jaxkit.data.feed import Feed
@@ -19,8 +19,11 @@ from jaxkit.evaluation import compiled_evaluation, evaluate, scores
 from jaxkit.experiment import assemble, best_or_last, check_frozen, load_step, precision
 from jaxkit.parallel import Executor
 from jaxkit.starts import digest
-from jaxkit.tasks.task import Task, Variables
+from jaxkit.tasks.task import Readers, Task, Variables
 from jaxkit.tracking import write_atomically
+
+# Sections of training alone: overriding them would do nothing.
+IDLE = ("optimizer.", "tracking.")
 
 
 class Restored(NamedTuple):
@@ -35,17 +38,17 @@ class Restored(NamedTuple):
     key: UInt32[Array, "2"]
 
 
-def evaluate_run(folder: Path, step: int | None = None, *, read_weights: Callable | None = None) -> dict[str, Any]:
+def evaluate_run(folder: Path, step: int | None = None, *, readers: Readers | None = None) -> dict[str, Any]:
     """Evaluates one checkpoint of a workdir, the best by default.
 
-    ``read_weights`` is that of :class:`jaxkit.tasks.task.Context`, for a run with frozen weights from a folder.
+    ``readers`` are of other frameworks' files, for a run with frozen weights from a folder.
 
     Raises:
         UserError: if there is no run, no such step, or the checkpoint is damaged.
     """
     config = _config(folder)
     with precision(config):
-        run = _restored(folder, config, step, read_weights)
+        run = restored(folder, config, step, readers)
         params, state, frozen = run.variables
         compiled = compiled_evaluation(run.task, run.feed, run.executor, run.key, params, state, frozen)
         metrics = evaluate(compiled, params, state, frozen)
@@ -58,16 +61,16 @@ def score_run(
     step: int | None = None,
     overrides: tuple[str, ...] = (),
     *,
-    read_weights: Callable | None = None,
+    readers: Readers | None = None,
 ) -> dict[str, float]:
-    """Scores what one checkpoint of a workdir draws; ``overrides`` and ``read_weights`` as in :func:`sample_run`.
+    """Scores what one checkpoint of a workdir draws; ``overrides`` and ``readers`` as in :func:`sample_run`.
 
     Raises:
         UserError: if there is no run, no such step, or nothing that scores it.
     """
     config = _config(folder, overrides)
     with precision(config):
-        run = _restored(folder, config, step, read_weights)
+        run = restored(folder, config, step, readers)
         found = scores(run.task, run.feed, run.variables, run.key)
     if not found:
         raise ConfigError(f"{folder}: the task {config.task.name} has no scores, or its config no task.score")
@@ -88,11 +91,13 @@ def sample_run(
     seed: int = 0,
     label: int | None = None,
     prompts: tuple[str, ...] = (),
-    image: Float[np.ndarray, "h w c"] | None = None,
-    mask: Float[np.ndarray, "h w"] | None = None,
+    image: Float[np.ndarray, "h w k"] | None = None,
+    mask: Float[np.ndarray, "_ _"] | None = None,
+    strength: float | None = None,
+    outpaint: tuple[int, int, int, int] | None = None,
     overrides: tuple[str, ...] = (),
-    read_weights: Callable | None = None,
-) -> Float[np.ndarray, "n h w c"]:
+    readers: Readers | None = None,
+) -> Float[np.ndarray, "n y x c"]:
     """Draws ``n`` images in [0, 1] from one checkpoint of a workdir, the best by default.
 
     Args:
@@ -102,46 +107,65 @@ def sample_run(
         seed: the same seed draws the same images.
         label: the class of all; None: all classes in turn.
         prompts: captions, in turn; none: the empty one, where the data has captions.
-        image: one to be painted anew where ``mask`` is 1.
-        mask: of its pixels.
+        image: one to be changed, in one of three ways; with ``k`` channels, the run's ``c``, or grey.
+        mask: of its pixels, 1 where it is painted anew.
+        strength: how much of it is drawn again, up to 1: image to image.
+        outpaint: pixels that are painted around it: left, right, top, bottom.
         overrides: of the config, of what does not change the network, such as ``task.sampler.steps=16``.
-        read_weights: of :class:`jaxkit.tasks.task.Context`, for a run with frozen weights from a folder.
+        readers: of other frameworks' files, for a run with frozen weights from a folder.
 
     Raises:
         UserError: if there is no run, no such step, or nothing that could be asked for in this way.
     """
+    ways = {"mask": mask, "strength": strength, "outpaint": outpaint}
+    ways = {name: way for name, way in ways.items() if way is not None}
+    _require_one_way(image is not None, ways)
     config = _config(folder, overrides)
     with precision(config):
-        run = _restored(folder, config, step, read_weights)
+        run = restored(folder, config, step, readers)
         if run.task.draw is None:
             raise ConfigError(f"{folder}: the task {config.task.name} draws no images")
         if label is not None and not 0 <= label < run.source.num_classes:
             raise ConfigError(f"--class {label}: the classes are 0 to {run.source.num_classes - 1}")
         labels = jnp.arange(n) % run.source.num_classes if label is None else jnp.full(n, label)
         asked = {"label": labels.astype(jnp.int32)}
-        if run.source.captions is not None:
-            read = [run.source.captions(prompt) for prompt in prompts or ("",)]
+        if run.task.read_prompt is not None and label is not None:
+            raise ConfigError(f"--class: the task {config.task.name} is asked in words; give --prompt")
+        reader = run.task.read_prompt or run.source.captions
+        if reader is not None:
+            read = [reader(prompt) for prompt in prompts or ("",)]
             asked |= {name: jnp.stack([read[i % len(read)][name] for i in range(n)]) for name in read[0]}
         elif prompts:
             raise ConfigError(f"--prompt: the data of {folder} has no captions; give --class")
         if image is not None:
-            _require_shape("--image", image.shape, run.source.image_shape)
-            _require_shape("--mask", mask.shape, run.source.image_shape[:2])
-            asked |= {
-                name: jnp.broadcast_to(part, (n, *part.shape)) for name, part in (("image", image), ("mask", mask))
-            }
-        return np.asarray(jax.jit(run.task.draw)(run.variables, jax.random.key(seed), asked))
+            image = pictures.in_channels(image, run.source.image_shape[-1])
+        for name, part, shape in (("image", image, run.source.image_shape), ("mask", mask, run.source.image_shape[:2])):
+            if part is not None:
+                _require_shape(f"--{name}", part.shape, shape)
+                asked[name] = jnp.broadcast_to(part, (n, *part.shape))
+        # numbers that decide the program
+        fixed = {name: way for name, way in ways.items() if name != "mask"}
+        draw = jax.jit(lambda variables, key, asked: run.task.draw(variables, key, asked | fixed))
+        return np.asarray(draw(run.variables, jax.random.key(seed), asked))
 
 
 def _config(folder: Path, overrides: tuple[str, ...] = ()):
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"--workdir {folder}: no run is there ({folder / 'config.yaml'} does not exist)")
+    for override in overrides:
+        if override.startswith(IDLE):
+            raise ConfigError(f"{override}: has no part in what a checkpoint draws; give task.sampler.KEY=VALUE")
     return load(folder / "config.yaml", overrides)
 
 
-def _restored(folder: Path, config: Any, step: int | None, read_weights: Callable | None) -> Restored:
+def restored(folder: Path, config: Any, step: int | None = None, readers: Readers | None = None) -> Restored:
+    """Reads a checkpoint of a workdir, the best by default, with what is frozen beside it; under ``precision(config)``.
+
+    Raises:
+        UserError: if there is no such step, or what is frozen is not what the run began with.
+    """
     step = step if step is not None else best_or_last(folder, config)
-    source, feed, task, executor = assemble(config, read_weights)
+    source, feed, task, executor = assemble(config, readers)
     key = jax.random.PRNGKey(config.train.seed)
     variables = task.init(key, feed.preprocess(jax.tree.map(jnp.asarray, feed.first())))
     like = {"params": variables.params, "state": variables.state}
@@ -149,6 +173,15 @@ def _restored(folder: Path, config: Any, step: int | None, read_weights: Callabl
     frozen = executor.replicate(variables.frozen)
     check_frozen(folder, checkpoint.meta(folder / "checkpoints", step), digest(frozen))
     return Restored(step, task, source, feed, executor, Variables(found["params"], found["state"], frozen), key)
+
+
+def _require_one_way(given: bool, ways: Collection[str]) -> None:
+    """Checks that an image is changed in one way, and that there is one."""
+    if ways and not given:
+        raise ConfigError(f"--{' and --'.join(ways)}: of which image? Give --image FILE too")
+    if given and len(ways) != 1:
+        said = " and ".join(f"--{name}" for name in ways) or "none"
+        raise ConfigError(f"--image goes with one of --mask, --strength and --outpaint, and {said} was given")
 
 
 def _require_shape(flag: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -32,12 +32,25 @@ def read(path: Path) -> Float[np.ndarray, "h w c"]:
     return pixels.reshape(*pixels.shape[:2], -1).astype(np.float32) / 255
 
 
+def in_channels(image: Float[np.ndarray, "h w c"], channels: int) -> Float[np.ndarray, "h w k"]:
+    """Takes a grey image for one in colour, or the other way round where all its pixels are grey; no colour is lost.
+
+    The files that samples of one channel are written to have three, all equal.
+    """
+    if image.shape[-1] == 1:
+        return np.repeat(image, channels, -1)
+    grey = channels == 1 and (image == image[..., :1]).all()
+    return image[..., :1] if grey else image
+
+
 def require_free(out: Path | None, folder: Path | None, force: bool) -> None:
-    """Checks that nothing would be overwritten, before the work begins.
+    """Checks that nothing would be overwritten, and that a grid has the name of a PNG, before the work begins.
 
     Raises:
-        ConfigError: naming what is there.
+        ConfigError: naming what is there, or what the grid may be called.
     """
+    if out is not None and out.suffix.lower() != ".png":
+        raise ConfigError(f"--out {out}: a PNG is written; call it {out.with_suffix('.png').name}")
     if force:
         return
     if out is not None and out.exists():

@@ -24,7 +24,7 @@ from jaxkit.errors import ConfigError
 from jaxkit.experiment import DTYPES, load_weights, precision
 from jaxkit.starts import digest
 from jaxkit.tasks.inputs import encoding
-from jaxkit.tasks.task import Context
+from jaxkit.tasks.task import Context, Readers
 from jaxkit.tracking import write_atomically
 
 # What may lose precision: the others are integers, or sizes in pixels.
@@ -38,7 +38,7 @@ def pre_encode(
     shard_size: int = 1024,
     half: bool = False,
     part: tuple[int, int] = (0, 1),
-    read_weights: Callable | None = None,
+    readers: Readers | None = None,
 ) -> int:
     """Writes the encoded examples of both splits of ``config.data``, for ``data: {name: encoded, path: folder}``.
 
@@ -51,7 +51,7 @@ def pre_encode(
         shard_size: examples of a shard.
         half: whether states of captions are stored in float16.
         part: this process's number and how many there are: each makes the shards of its own.
-        read_weights: of :class:`jaxkit.tasks.task.Context`, for a tokenizer from a folder.
+        readers: of other frameworks' files, for a tokenizer from a folder.
 
     Returns:
         The number of shards written.
@@ -62,7 +62,7 @@ def pre_encode(
     _require_encodable(config)
     with precision(config):
         source = open_source(config.data)
-        encode, frozen = _encoder(config, source, read_weights)
+        encode, frozen = _encoder(config, source, readers)
         index = {
             "format": 1,
             "source": source.fingerprint,
@@ -101,13 +101,13 @@ def _require_encodable(config: Config) -> None:
         raise ConfigError("data.augment: changes images in every epoch, encoded ones stay as they are; set it to none")
 
 
-def _encoder(config: Config, source: Source, read_weights: Callable | None) -> tuple[Callable[[Batch], Batch], PyTree]:
+def _encoder(config: Config, source: Source, readers: Readers | None) -> tuple[Callable[[Batch], Batch], PyTree]:
     """``batch -> encoded batch`` in one program, and the variables of the encoders."""
     context = Context(
         num_classes=source.num_classes,
         image_shape=source.image_shape,
-        load_weights=load_weights if read_weights is None else partial(load_weights, read_weights=read_weights),
-        read_weights=read_weights,
+        load_weights=load_weights if readers is None else partial(load_weights, readers=readers),
+        read_weights=readers and readers.weights,
         dtype=DTYPES[config.train.precision],
     )
     text = getattr(config.task.condition, "encoder", None)

@@ -32,15 +32,15 @@ def warmed(task: Task) -> Task:
     return task._replace(init=init)
 
 
-def begun(begin: Callable, job: Run, state: TrainState) -> TrainState:
-    """The state that ``begin(rate, state)`` leads to from step 0, on every device; says where that is.
+def begun(begin: Callable, job: Run, state: TrainState, frozen: str) -> TrainState:
+    """The state that ``begin(rate, state, frozen)`` leads to from step 0, on every device; says where that is.
 
     Raises:
         ConfigError: if it lies beyond the run, or the task has other weights to start from.
     """
     if job.task.warm_start is not None:
         raise ConfigError("the run to go on with has weights of its own: leave pretrained out of the config")
-    state, lines = begin(job.learning_rate, state)
+    state, lines = begin(job.learning_rate, state, frozen)
     if state.step > job.steps:
         raise ConfigError(f"the run to go on with is at step {state.step}, beyond the {job.steps} of this config")
     say(lines)
@@ -48,7 +48,7 @@ def begun(begin: Callable, job: Run, state: TrainState) -> TrainState:
 
 
 def another_run(
-    path: Path, fresh: tuple[str, ...], config: Config, examples: int, rate: Callable, state: TrainState
+    path: Path, fresh: tuple[str, ...], config: Config, examples: int, rate: Callable, state: TrainState, frozen: str
 ) -> tuple[TrainState, list[str]]:
     """Takes the state at step 0 of a new run to where a checkpoint of another is.
 
@@ -57,6 +57,7 @@ def another_run(
         fresh: what is not carried on: ``optimizer``, its moments; ``schedule``, the place in it, and so the step.
         config, examples, rate: of the new run; not looked at.
         state: at step 0.
+        frozen: hash of what nobody moves in the new run; a line says if it was another.
 
     Raises:
         ConfigError: if there is no such checkpoint.
@@ -74,7 +75,7 @@ def another_run(
         del items["optimizer"]
         if not checkpoint.holds(path.parent, step, "averaged"):
             items.pop("averaged", None)
-    found, _ = checkpoint.restore(path.parent, step, items)
+    found, meta = checkpoint.restore(path.parent, step, items)
     if "optimizer" in fresh:
         opt_state = _carried(state.opt_state, step, found.get("averaged", found["params"]))
         new = state._replace(params=found["params"], state=found["state"], opt_state=opt_state, step=jnp.int32(step))
@@ -83,7 +84,10 @@ def another_run(
     if "schedule" in fresh:
         new = new._replace(step=jnp.int32(0), opt_state=_counting(new.opt_state, 0))
     left = f", with a fresh {' and '.join(fresh)}" if fresh else ""
-    return new, [f"goes on from {path}{left}: begins at step {int(new.step)}"]
+    lines = [f"goes on from {path}{left}: begins at step {int(new.step)}"]
+    if meta["frozen"] != frozen:
+        lines.append(f"{path}: was trained with other frozen weights than those of this run")
+    return new, lines
 
 
 def _carried(fresh: PyTree, step: int, averaged: PyTree) -> PyTree:
@@ -112,8 +116,13 @@ def say(lines: Iterable[str]) -> None:
 
 
 def digest(tree: PyTree) -> str:
-    """Hash of all leaves of a tree: their paths, types, shapes and bytes."""
+    """Hash of all leaves of a tree: their paths, types, shapes and bytes.
+
+    A part ``cache`` is left out: it follows from the others and the data, and another machine rounds it otherwise.
+    """
     total = hashlib.blake2b(digest_size=16)
+    if isinstance(tree, dict):
+        tree = {name: part for name, part in tree.items() if name != "cache"}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         array = np.ascontiguousarray(leaf)
         total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())

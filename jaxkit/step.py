@@ -29,7 +29,8 @@ def train_step(
 ):
     """Updates the parameters once, from one batch of raw examples; returns the new state and scalars to log."""
     key_augment, key_loss = jax.random.split(jax.random.fold_in(state.key, state.step))
-    batch = augment(executor.example_keys(key_augment, examples_in(batch)), batch)
+    keys = executor.example_keys(key_augment, examples_in(batch))
+    batch = augment(keys, batch) | ({"key": keys} if task.example_keys else {})
     scale = loss_scale(state.opt_state)
     update = accumulate(task.update or gradient_of(task.loss, scale), pieces)
 

@@ -3,11 +3,13 @@
 import csv
 import io
 import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from jaxkit.errors import ConfigError
 from jaxkit.inference import score_run
+from jaxkit.tasks.task import Readers
 from jaxkit.tracking import write_atomically
 
 Row = dict[str, str | float]
@@ -29,16 +31,16 @@ def axes(arguments: list[str]) -> dict[str, list[str]]:
 
 
 def sweep(
-    folder: Path, settings: dict[str, list[str]], step: int | None = None, *, read_weights: Callable | None = None
+    folder: Path, settings: dict[str, list[str]], step: int | None = None, *, readers: Readers | None = None
 ) -> Iterator[Row]:
     """Scores one checkpoint of the run in ``folder`` with every combination of settings; a row each.
 
-    ``read_weights`` as in :func:`jaxkit.inference.score_run`.
+    ``readers`` as in :func:`jaxkit.inference.score_run`.
     """
     for values in itertools.product(*settings.values()):
         row = dict(zip(settings, values, strict=True))
         changes = tuple(f"{key}={value}" for key, value in row.items())
-        yield row | score_run(folder, step, changes, read_weights=read_weights)
+        yield row | score_run(folder, step, changes, readers=readers)
 
 
 def write(rows: list[Row], settings: dict[str, list[str]], folder: Path) -> None:
@@ -57,17 +59,31 @@ def _draw(rows: list[Row], settings: dict[str, list[str]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     along, *others = settings
+    told = [name for name in others if len(settings[name]) > 1]
     scores = [name for name in rows[0] if name not in settings]
-    figure = Figure(figsize=(5 * len(scores), 4), layout="constrained")
-    for panel, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
+    columns = min(4, len(scores))
+    lines = math.ceil(len(scores) / columns)
+    figure = Figure(figsize=(3.6 * columns, 2.8 * lines), layout="constrained", dpi=80)
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for score, panel in zip(scores, panels, strict=False):
         for values in itertools.product(*(settings[name] for name in others)):
             curve = [row for row in rows if tuple(row[name] for name in others) == values]
-            label = ", ".join(f"{name.split('.')[-1]} {value}" for name, value in zip(others, values, strict=True))
-            panel.plot([row[along] for row in curve], [row[score] for row in curve], marker="o", label=label or None)
-        panel.set(xlabel=along, title=score)
+            label = ", ".join(f"{name.split('.')[-1]} {row[name]}" for row in curve[:1] for name in told)
+            panel.plot([_place(row[along]) for row in curve], [row[score] for row in curve], "o-", label=label or None)
+        panel.set(xlabel=along.removeprefix("task.sampler."), title=score.replace("_", " "))
         panel.grid(alpha=0.3)
-        if others:
+        if told:
             panel.legend()
+    for panel in list(panels):
+        panel.remove()
     part = path.with_suffix(".part.png")
     FigureCanvasAgg(figure).print_png(part)
     part.replace(path)
+
+
+def _place(value: str) -> float | str:
+    """Where a value lies on the axis: numbers as far apart as they are, words side by side."""
+    try:
+        return float(value)
+    except ValueError:
+        return value

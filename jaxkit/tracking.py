@@ -91,6 +91,7 @@ class Tracker:
         save_png(self.workdir / "samples" / f"{step:08d}.png", picture)
         if self._board is not None:
             self._board.add_image("samples", picture, step, dataformats="HWC")
+        self._show("samples", picture, step)
 
     def pictures(self, step: int, pictures: dict[str, UInt8[np.ndarray, "_ _ 3"]]) -> None:
         """Writes pictures as ``pictures/<name>_<step>.png``."""
@@ -101,6 +102,14 @@ class Tracker:
             save_png(self.workdir / "pictures" / f"{name}_{step:08d}.png", picture)
             if self._board is not None:
                 self._board.add_image(name, picture, step, dataformats="HWC")
+            self._show(name, picture, step)
+
+    def _show(self, name: str, picture: UInt8[np.ndarray, "_ _ 3"], step: int) -> None:
+        """Sends a picture to Weights & Biases, where a run logs there."""
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(picture)}, step=step)
 
     def advance(self) -> None:
         """Moves the progress bar by one step."""
@@ -194,7 +203,8 @@ def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False).flat
-    for panel, (name, kinds) in zip(panels, curves.items(), strict=False):
+    # what zip takes last of the longer is not lost
+    for (name, kinds), panel in zip(curves.items(), panels, strict=False):
         for kind, points in kinds.items():
             panel.plot(*zip(*points, strict=True), label=kind, marker="o" if kind == "eval" else None, markersize=3)
         panel.set(title=name, xlabel="step")
@@ -207,11 +217,11 @@ def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
     part.replace(path)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that it is there in full or not at all."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file, a text as UTF-8, so that it is there in full or not at all."""
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with part.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

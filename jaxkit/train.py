@@ -26,7 +26,7 @@ from jaxkit.schema.train import Train
 from jaxkit.step import TrainState, saved_items, train_step
 from jaxkit.stop import Interrupted, NonFinite, Stop
 from jaxkit.tasks.task import Task, Variables
-from jaxkit.tracking import Tracker, Windows
+from jaxkit.tracking import Tracker, Windows, write_atomically
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ class Trainer:
         self.step = self.start = int(state.step)
         self.metrics: dict[str, float] | None = meta.get("metrics")
         self.best: float | None = meta.get("best")
+        self.history: list[float] = meta.get("history", [])
+        """The metric that ranks checkpoints, of every evaluation, where a run may end early."""
         self.seconds: float = meta.get("seconds", 0.0)
         self.recompilations = 0
         """Programs compiled after the first step."""
@@ -131,7 +133,7 @@ class Trainer:
             if self.start and self.metrics is None:
                 self._finish_step(stop)  # the run was cut off before the evaluation of this step
             compiled = None
-            while self.step < run.steps:
+            while self.step < run.steps and not self.settled:
                 self.state, metrics = self._train_step(self.state, self.frozen, next(batches))
                 self.step += 1
                 self.metrics = None
@@ -149,6 +151,18 @@ class Trainer:
             self.seconds += loop
             checkpoints.wait()
 
+    @property
+    def settled(self) -> bool:
+        """Whether the evaluations say that the run may end early.
+
+        Source: Voronov et al., "Is This Loss Informative? Faster Text-to-Image Customization by Tracking Objective
+        Dynamics", NeurIPS 2023, section 4.2 (DVAR).
+        """
+        rule = self.run.config.early_stop
+        if rule is None or len(self.history) < rule.window or not np.isfinite(self.history).all():
+            return False
+        return float(np.var(self.history[-rule.window :])) < rule.ratio * float(np.var(self.history))
+
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.run.steps
 
@@ -157,7 +171,7 @@ class Trainer:
         config = self.run.config
         improved = self._due(config.eval_every) and self._evaluate(stop)
         stopping = self._stopping(stop)
-        if improved or stopping or self._due(config.checkpoint_every):
+        if improved or stopping or self._due(config.checkpoint_every) or self.settled:
             self._save()
         if stopping:
             self._checkpoints.wait()
@@ -194,8 +208,11 @@ class Trainer:
             return False
         self._eval_seconds += time.perf_counter() - began
         self._tracker.log(self.step, "eval", self.metrics)
-        self._gallery.show(self._tracker, self.step, Variables(params, state, self.frozen))
+        if self._due(self.run.config.sample_every or self.run.config.eval_every):
+            self._gallery.show(self._tracker, self.step, Variables(params, state, self.frozen))
         value = self.metrics[self.run.metric]
+        if self.run.config.early_stop:
+            self.history.append(value)
         sign = 1 if self.run.mode == "max" else -1
         if math.isnan(value) or (self.best is not None and sign * value < sign * self.best):
             return False
@@ -217,8 +234,20 @@ class Trainer:
             "best": self.best,
             "seconds": self.seconds + time.perf_counter() - self._began,
         }
+        if self.history:
+            meta["history"] = self.history
         self._checkpoints.save(self.step, saved_items(self.state), meta, self.metrics)
+        self._write_files()
         self._saved = self.step
+
+    def _write_files(self) -> None:
+        """Writes what the task has for other programs: by the step, and as the newest."""
+        if self.run.task.files is None or jax.process_index() > 0:
+            return
+        for name, content in self.run.task.files(jax.device_get(self._variables()[0])).items():
+            path = self.run.workdir / name
+            for place in (path.with_stem(f"{path.stem}-steps-{self.step}"), path):
+                write_atomically(place, content)
 
     def _fail(self, step: int, metrics: dict[str, float]) -> None:
         """Saves the state before ``step``, where it has stood since, and reports the step that went wrong."""

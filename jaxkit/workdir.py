@@ -26,11 +26,13 @@ PACKAGES = ("jaxkit", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gra
 MAY_CHANGE = {
     "tracking", "data.threads", "data.eval_batch_size", "train.steps", "train.epochs", "train.log_every",
     "train.log_gradients", "train.eval_every", "train.checkpoint_every", "train.keep_last", "train.keep_best",
-    "train.parallel",
+    "train.parallel", "train.sample_every", "train.early_stop", "task.sampler", "task.validation_prompts",
+    "task.validation_images",
 }  # fmt: skip
 WRITTEN = (
     "checkpoints", "damaged", "tensorboard", "samples", "metrics.jsonl", "results.json", "curves.png", "config.yaml",
     "environment.json", "evaluation_*.json", "nonfinite.json", "nonfinite_batch.npz", "wandb_id",
+    "pictures", "learned_embeds*.safetensors",
 )  # fmt: skip
 
 

@@ -16,10 +16,10 @@ def main() -> None:
     """Parses, then imports what is heavy."""
     arguments = parser.parse_args()
     start_processes(arguments)
-    from interop.starts import read_weights
+    from interop.starts import READERS
     from jaxkit.inference import evaluate_run, write_evaluation
 
-    result = evaluate_run(arguments.workdir, arguments.step, read_weights=read_weights)
+    result = evaluate_run(arguments.workdir, arguments.step, readers=READERS)
     print(json.dumps(result, indent=2))
     write_evaluation(arguments.workdir, result)
 

@@ -29,12 +29,12 @@ def main() -> None:
     if arguments.shard < 1:
         raise ConfigError(f"--shard {arguments.shard}: give 1 or more")
     config = load(arguments.config, tuple(arguments.overrides))
-    from interop.starts import read_weights
+    from interop.starts import READERS
     from jaxkit.pre_encode import pre_encode
 
     part = (int(number), int(count))
     sizes = {"shard_size": arguments.shard, "half": arguments.half}
-    written = pre_encode(config, arguments.out, **sizes, part=part, read_weights=read_weights)
+    written = pre_encode(config, arguments.out, **sizes, part=part, readers=READERS)
     print(f"{arguments.out}: {written} shards written; train with data.name=encoded data.path={arguments.out}")
 
 

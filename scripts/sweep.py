@@ -19,12 +19,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.force and (arguments.out / "sweep.csv").exists():
         raise ConfigError(f"--out {arguments.out} holds a sweep already; choose another or give --force")
-    from interop.starts import read_weights
+    from interop.starts import READERS
     from jaxkit import sweep
 
     settings = sweep.axes(arguments.axes)
     rows = []
-    for row in sweep.sweep(arguments.workdir, settings, arguments.step, read_weights=read_weights):
+    for row in sweep.sweep(arguments.workdir, settings, arguments.step, readers=READERS):
         rows.append(row)
         shown = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items())
         print(*shown, sep="  ", flush=True)
@@ -32,5 +32,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with reported("; what was scored before is in sweep.csv"):
         main()

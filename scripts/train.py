@@ -42,7 +42,7 @@ def main() -> None:
     if arguments.fresh and arguments.start_from is None:
         raise ConfigError("--fresh says what --start-from is not to carry on; give that too")
     start_processes(arguments)
-    from interop.starts import read_weights, torch_run
+    from interop.starts import READERS, torch_run
     from jaxkit.experiment import run
     from jaxkit.starts import another_run
     from jaxkit.workdir import summary
@@ -51,7 +51,7 @@ def main() -> None:
     begin = arguments.from_torch and partial(torch_run, arguments.from_torch)
     if arguments.start_from:
         begin = partial(another_run, arguments.start_from, tuple(dict.fromkeys(arguments.fresh)))
-    results = run(config, folder, arguments.resume, arguments.force, read_weights=read_weights, begin=begin)
+    results = run(config, folder, arguments.resume, arguments.force, readers=READERS, begin=begin)
     print(f"{summary(results)}\n{folder}: results.json, curves.png, checkpoints")
 
 

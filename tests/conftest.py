@@ -1,5 +1,6 @@
 """Eight virtual devices, one compilation cache for the whole run, and the small configs the tests train."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -21,6 +22,10 @@ XLA = (
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {XLA}")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Threads that wait for each other over such small arrays cost torch's half of a comparison half its time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tracing makes many objects and little garbage; to look for it as often as usual is a tenth of all time.
+gc.set_threshold(100_000, 50, 100)
 
 import pytest  # noqa: E402
 import yaml  # noqa: E402

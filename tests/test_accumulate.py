@@ -9,6 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxkit.optimizer import accumulate, weighed
 
+pytestmark = pytest.mark.level(1)
+
 
 class Variables(NamedTuple):
     params: Any

@@ -27,7 +27,8 @@ def test_a_byte_stands_for_256_numbers_of_which_one_is_0_and_the_last_1(signed):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 1000), st.integers(1, 700), st.sampled_from([1e-12, 1.0, 1e6]))
+# few sizes: each is a program of its own to compile
+@given(st.integers(0, 1000), st.sampled_from([1, 255, 256, 257, 700]), st.sampled_from([1e-12, 1.0, 1e6]))
 def test_an_array_in_bytes_is_off_by_half_a_gap_between_codes_at_most(seed, size, scale):
     array = jnp.asarray(np.random.default_rng(seed).normal(size=size) * scale, jnp.float32)
     again = dequantize(quantize(array, True), (size,), True)
@@ -88,12 +89,12 @@ def test_gradients_that_are_rare_and_of_many_sizes_make_no_steps_that_adam_does_
     sizes = np.exp(2 * rng.normal(size=256))
     ours, exact = scale_by_adam_8bit(0.9, 0.999, 1e-8), scale_by_adam(0.9, 0.999, 1e-8)
     update, wanted_update = jax.jit(ours.update), jax.jit(exact.update)
-    params = jnp.zeros((64, 256))
+    params = jnp.zeros((32, 256))
     state, reference = ours.init(params), exact.init(params)
     largest = [0.0, 0.0]
     for _ in range(60):
         seen = rng.random((1, 256)) < 0.1
-        gradient = jnp.asarray(rng.normal(size=(64, 256)) * sizes * seen, jnp.float32)
+        gradient = jnp.asarray(rng.normal(size=(32, 256)) * sizes * seen, jnp.float32)
         directions, state = update(gradient, state)
         wanted, reference = wanted_update(gradient, reference)
         largest = [max(old, float(jnp.abs(new).max())) for old, new in zip(largest, (directions, wanted), strict=True)]

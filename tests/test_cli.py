@@ -8,9 +8,14 @@ import time
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, command, environment, script, small_config
+from conftest import ROOT, command, environment, script, small_config, thinned
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from jaxkit import experiment
+from jaxkit.config import parse
+
+pytestmark = pytest.mark.level(1)
 
 
 def test_help_lists_tasks_and_common_keys_and_imports_nothing_heavy():
@@ -76,7 +81,7 @@ def test_evaluating_what_is_not_there_is_one_message(tmp_path, config_file):
     assert finished.returncode == 2
     assert "no run is there" in finished.stderr
     folder = tmp_path / "run"
-    script("train.py", "--config", config_file(train__steps=2), "--workdir", folder)
+    experiment.run(parse(small_config(train__steps=2), "small"), folder)
     finished = script("evaluate.py", "--workdir", folder, "--step", "7", check=False)
     assert finished.returncode == 1
     assert "the steps saved are: 2" in finished.stderr
@@ -128,8 +133,13 @@ def test_corrupt_images_that_are_skipped_are_named_and_counted(tmp_path):
     assert json.loads((tmp_path / "skipped" / "results.json").read_text())["train"]["corrupt_images"] == 1
 
 
-@pytest.mark.parametrize("pause", [0.3, 1.0, 2.0, 3.5])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code", "pause"),
+    thinned(
+        [(*ends, pause) for pause in (0.3, 1.0, 2.0, 3.5) for ends in ((signal.SIGINT, 130), (signal.SIGTERM, 143))],
+        [(signal.SIGINT, 130, 1.0), (signal.SIGTERM, 143, 3.5)],
+    ),
+)
 def test_a_signal_before_the_loop_ends_at_once_with_one_line(tmp_path, config_file, number, code, pause):
     arguments = command("train.py", "--config", config_file(train__steps=10**6), "--workdir", tmp_path / "run")
     process = subprocess.Popen(

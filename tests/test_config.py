@@ -110,7 +110,7 @@ def test_an_option_of_another_optimizer_is_refused():
         (
             {"data": {"batch_size": 2}},
             "data.name: is missing; one of digits, image_folder, captioned_folder, webdataset, encoded, "
-            "tfds:<name>, arrays, lags, nmnist, dvs_gesture, spoken_words",
+            "tfds:<name>, arrays, lags, nmnist, dvs_gesture, spoken_words, concepts, digit_concepts",
         ),
         ({"task": "clasify"}, "task: must be a mapping such as {name: classify}, got 'clasify'"),
         ({"task__model": "lenet"}, "task.model: must be a mapping such as {name: lenet}, got 'lenet'"),

@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 import pytest
-from conftest import ROOT, small_config
+from conftest import ROOT, small_config, thinned
 from runs import learned
 
 from interop import layers
@@ -13,6 +13,8 @@ from interop.layers import Place
 from jaxkit import experiment, tasks
 from jaxkit.config import parse
 from jaxkit.data.sources import open_source
+
+pytestmark = pytest.mark.level(1)
 
 
 def test_the_task_added_in_training_md_trains_without_a_change_to_the_spine(tmp_path, monkeypatch):
@@ -33,7 +35,7 @@ def test_the_task_added_in_training_md_trains_without_a_change_to_the_spine(tmp_
     assert np.abs(learned(tmp_path, 100)["params/mean"] - mean).max() < 0.2
 
 
-@pytest.mark.parametrize("page", ["interop", "crosscheck", "profiling", "spiking"])
+@pytest.mark.parametrize("page", thinned(["interop", "crosscheck", "profiling", "spiking"], ["profiling", "spiking"]))
 def test_the_examples_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -13,11 +13,13 @@ from runs import arrays
 
 from interop import reference
 from interop.engine import flatten, to_flax
-from interop.starts import read_weights, torch_run
+from interop.starts import READERS, torch_run
 from interop.tables import table
 from jaxkit import experiment, models
 from jaxkit.config import parse
 from jaxkit.errors import ConfigError, UserError
+
+pytestmark = pytest.mark.level(1)
 
 NAME, STEP = "cifar_resnet_tiny", 3
 # 1198 of the 1797 digits are to train on: 19 batches of 64, the last of them small
@@ -101,7 +103,7 @@ def test_the_first_checkpoint_is_where_torch_stopped(tmp_path, stopped):
     refused = script("train.py", *arguments, "--from-torch", tmp_path / "run.pt", check=False)
     assert refused.returncode == 2
     assert "leave --from-torch or --start-from out to go on with it, or overwrite it with --force" in refused.stderr
-    script("train.py", *arguments, f"train.steps={STEP + 2}")
+    experiment.run(parse(raw(train__steps=STEP + 2), "small"), tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / str(STEP + 2)).is_dir()
 
 
@@ -110,7 +112,7 @@ def begun(path, **changes):
     config = parse(raw(**changes), "small")
     source, job = experiment.prepare(config, path.parent)
     state, _ = experiment.initial_state(job.task, job.feed, job.optimizer, job.executor, jax.random.PRNGKey(0))
-    return torch_run(path, config, len(source.train), job.learning_rate, state)
+    return torch_run(path, config, len(source.train), job.learning_rate, state, "")
 
 
 def test_an_epoch_has_as_many_updates_as_torchs_loader_has_batches(tmp_path, stopped):
@@ -137,7 +139,7 @@ def test_what_does_not_go_together_is_refused_before_the_workdir_is_touched(tmp_
         experiment.run(
             config,
             tmp_path / "run",
-            read_weights=read_weights,
+            readers=READERS,
             begin=lambda *rest: torch_run(tmp_path / "run.pt", *rest),
         )
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]

@@ -20,11 +20,14 @@ from interop import reference
 from interop.engine import flatten, to_flax, unflatten
 from interop.files import FileError
 from interop.problems import WeightsError
-from interop.starts import read_weights
+from interop.starts import READERS, read_weights
 from interop.tables import table
 from jaxkit import experiment, inference, models, tracking
 from jaxkit.config import Config, parse
 from jaxkit.errors import ConfigError
+from jaxkit.tasks.task import Readers
+
+pytestmark = pytest.mark.level(1)
 
 NAME = "cifar_resnet_tiny"
 # a rate at which no parameter moves, 32 bits being few: what is evaluated are the weights in the file
@@ -87,7 +90,7 @@ def run(tmp_path_factory):
     net = network()
     torch.save(net.state_dict(), folder / "weights.pth")
     config = fine_tuned(folder / "weights.pth")
-    experiment.run(config, folder / "run", read_weights=read_weights)
+    experiment.run(config, folder / "run", readers=READERS)
     return folder / "run", config, net
 
 
@@ -124,7 +127,8 @@ def test_a_run_goes_on_and_is_evaluated_without_the_file_it_began_with(run, tmp_
     best = json.loads((tmp_path / "run" / "results.json").read_text())["best"]
     assert inference.evaluate_run(tmp_path / "run") == pytest.approx(best)
     longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 2})})
-    results = experiment.run(longer, tmp_path / "run", read_weights=lambda *_: pytest.fail("the file is read again"))
+    unused = Readers(*3 * [lambda *_: pytest.fail("the file is read again")])
+    results = experiment.run(longer, tmp_path / "run", readers=unused)
     assert results["last"]["step"] == 2
 
 
@@ -205,7 +209,7 @@ def test_any_other_difference_is_refused_and_leaves_the_workdir_as_it_was(run, t
     torch.save(state, tmp_path / "wrong.pth")
     folder = tmp_path / "run"
     with pytest.raises(WeightsError, match=message) as caught:
-        experiment.run(fine_tuned(tmp_path / "wrong.pth"), folder, read_weights=read_weights)
+        experiment.run(fine_tuned(tmp_path / "wrong.pth"), folder, readers=READERS)
     assert caught.value.exit_code == 3
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
@@ -242,14 +246,14 @@ def test_a_damaged_file_leaves_an_earlier_run_as_it_was(run, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     (tmp_path / "cut.pth").write_bytes((run[0].parent / "weights.pth").read_bytes()[:2000])
     with pytest.raises(FileError) as caught:
-        experiment.run(fine_tuned(tmp_path / "cut.pth"), tmp_path / "run", force=True, read_weights=read_weights)
+        experiment.run(fine_tuned(tmp_path / "cut.pth"), tmp_path / "run", force=True, readers=READERS)
     assert caught.value.exit_code == 4
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 def test_another_file_is_another_run(run, tmp_path):
     with pytest.raises(ConfigError, match=r"holds a run of another config:\n  task.model.pretrained: "):
-        experiment.run(fine_tuned(tmp_path / "other.pth"), run[0], read_weights=read_weights)
+        experiment.run(fine_tuned(tmp_path / "other.pth"), run[0], readers=READERS)
     assert fine_tuned(tmp_path / "other.pth").digest() != run[1].digest()
 
 
@@ -271,7 +275,7 @@ def test_a_student_and_a_teacher_trained_first_start_from_their_files(run, tmp_p
     }
     config = parse(small_config(task=task, **STILL, train__steps=1), "small")
     assert config.task.teacher[0].model.pretrained is None
-    results = experiment.run(config, tmp_path / "run", read_weights=read_weights)
+    results = experiment.run(config, tmp_path / "run", readers=READERS)
     expected = {name: leaf for name, leaf in converted(network(), initial()).items() if name.startswith("params/")}
     for folder in (tmp_path / "run", next((tmp_path / "cache").iterdir())):
         found = {name: leaf for name, leaf in learned(folder, 1).items() if name.startswith("params/")}
@@ -288,7 +292,7 @@ def test_a_student_without_its_file_names_its_own_key(run, tmp_path):
     task = {"name": "distill", "student": {"name": NAME, "pretrained": "none.pth"}, "loss": {"name": "kd"}}
     config = parse(small_config(task={**task, "teacher": {"workdir": str(run[0])}}, train__steps=1), "small")
     with pytest.raises(ConfigError, match="task.student.pretrained: none.pth does not exist"):
-        experiment.run(config, tmp_path / "run", read_weights=read_weights)
+        experiment.run(config, tmp_path / "run", readers=READERS)
 
 
 def test_the_weights_of_a_teacher_are_its_runs(run):

@@ -20,6 +20,8 @@ from jaxkit.models import build
 from jaxkit.profile import profile, profile_model
 from jaxkit.recorder import Recorder, record
 
+pytestmark = pytest.mark.level(1)
+
 # Millions of multiply-accumulates of convolutions and dense layers, an image of 32 x 32 pixels, as published.
 PUBLISHED = {
     100: {

@@ -14,6 +14,8 @@ from jaxkit.config import parse
 from jaxkit.errors import ConfigError
 from jaxkit.starts import another_run
 
+pytestmark = pytest.mark.level(1)
+
 STEPS = 6
 
 
@@ -91,3 +93,15 @@ def test_the_command_saves_where_it_begins_and_refuses_what_is_no_run(whole, tmp
         run(tmp_path / "other", tmp_path)
     alone = script("train.py", "--config", config, "--fresh", "optimizer", check=False)
     assert (alone.returncode, alone.stderr) == (2, "--fresh says what --start-from is not to carry on; give that too\n")
+
+
+def test_of_a_run_with_other_frozen_weights_a_line_says_so(whole, tmp_path, capsys):
+    def student(folder, step, start=None):
+        teacher = {"checkpoint": str(whole / "checkpoints" / str(step))}
+        task = {"name": "distill", "student": {"name": "cifar_resnet_tiny"}, "teacher": teacher, "loss": {"name": "kd"}}
+        run(folder, start, task=task, train__steps=1 if start is None else 2)
+        return "was trained with other frozen weights than those of this run" in capsys.readouterr().out
+
+    assert not student(tmp_path / "first", 3)
+    assert not student(tmp_path / "same", 3, tmp_path / "first")
+    assert student(tmp_path / "other", 6, tmp_path / "first")

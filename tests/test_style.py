@@ -21,3 +21,10 @@ def test_no_file_outgrows_300_lines():
         if (count := len(path.read_text().splitlines())) > 300
     }
     assert not long
+
+
+def test_no_two_files_of_tests_have_one_name():
+    # pytest would collect but one of them
+    nasty = ROOT / "tests" / "testing" / "nasty"
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py") if nasty not in path.parents]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})

@@ -15,6 +15,8 @@ from jaxkit.config import Config, load, parse
 from jaxkit.errors import ConfigError
 from jaxkit.schema.model import Pretrained
 
+pytestmark = pytest.mark.level(1)
+
 KEY = jax.random.PRNGKey(0)
 CNN = {"name": "cnn_tiny", "dropout_rate": 0.0}
 

@@ -15,6 +15,8 @@ from jaxkit.checkpoint import Checkpoints
 from jaxkit.config import Config, load, parse
 from jaxkit.errors import ConfigError
 
+pytestmark = pytest.mark.level(1)
+
 
 def config(**changes) -> Config:
     return parse(small_config(**changes), "small")

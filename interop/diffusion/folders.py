@@ -53,6 +53,8 @@ class Pipeline(NamedTuple):
     vae: Part
     scheduler: Mapping[str, Any]
     """Its config."""
+    zeros_for_empty: bool
+    """Whether an empty negative prompt is zeros, and not what the text encoders make of it."""
 
 
 def load_pipeline(path: str | Path, variant: str | None = None) -> Pipeline:
@@ -84,6 +86,7 @@ def load_pipeline(path: str | Path, variant: str | None = None) -> Pipeline:
         load_part(path / "unet", variant),
         load_part(path / "vae", variant),
         read_config(path / "scheduler" / SCHEDULER),
+        len(text) > 1 and bool(index.get("force_zeros_for_empty_prompt", True)),
     )
 
 

@@ -6,23 +6,27 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import linen as nn
 from scipy.linalg import block_diag
 
-from interop.conversion import load
 from interop.engine import flatten, plan_to_torch, unflatten
 from interop.files import FileError, open_weights, write_weights
 from interop.files.strict_json import parse
 from interop.layout import Spec
-from interop.masked.folders import architecture_at, load_folder
+from interop.masked.folders import architecture_at
 from interop.masked.layouts import architecture_of, config_of, module_of, shapes
 from interop.problems import Problems
+from interop.starts import READERS
 from jaxkit import config as configs
 from jaxkit.errors import ConfigError
+from jaxkit.experiment import precision
+from jaxkit.inference import restored
 from jaxkit.nn.adapters import kernel_axes, lora_pairs
 from jaxkit.schema.maskgit import MaskGit
 from jaxkit.tasks.masked_adapter import adapter
+from jaxkit.tasks.task import Variables
 
 # under which diffusers has the sections of peft's config, of which the kinds of scale that are not read
 _METADATA, _PREFIX = "lora_adapter_metadata", "transformer."
@@ -38,26 +42,29 @@ def load_adapted(workdir: str | Path, step: int | None = None) -> tuple[nn.Modul
     LoRA is merged into the kernels; with StyleDrop's the module has it as its own, as open-muse's has.
 
     Args:
-        workdir: of the run, whose ``task.model.pretrained`` is where it was.
+        workdir: of the run, whose data and frozen weights are where they were.
         step: of the checkpoint; None: the best.
 
     Raises:
-        ConfigError: if there is no such run or step, or it trained no adapter.
+        ConfigError: if there is no such run or step, it trained no adapter, or what is frozen, such as the network it
+            was trained beside, is not what the run began with.
         WeightsError, FileError: if the network or the checkpoint is damaged.
     """
-    task = _task(Path(workdir))
-    module, variables = load_folder(task.model.pretrained)
-    module, params = adapter(task.adapter, module).merge(variables["params"], _adapters(Path(workdir), step))
-    return module, {**variables, "params": unflatten({path: np.asarray(a) for path, a in flatten(params).items()})}
+    return merged(*_adapted(Path(workdir), step))
+
+
+def merged(task: MaskGit, variables: Variables) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a task with an adapter, and variables of NumPy arrays, as :func:`load_adapted` reads them."""
+    module, params = adapter(task.adapter, _base(task)).merge(variables.frozen["network"], variables.params)
+    return module, {"params": jax.tree.map(np.asarray, params)}
 
 
 def lora_of_run(workdir: str | Path, step: int | None = None) -> tuple[nn.Module, dict[str, Any], float]:
     """Reads the LoRA of a run: what ``save_lora(*lora_of_run(workdir), path)`` takes. Raises as ``load_adapted``."""
-    task = _task(Path(workdir))
+    task, variables = _adapted(Path(workdir), step)
     if task.adapter.name != "lora":
         raise ConfigError(f"{workdir}: its adapter is {task.adapter.name}, which no LoRA file holds; see load_adapted")
-    module = module_of(architecture_at(Path(task.model.pretrained)).config)
-    return module, _adapters(Path(workdir), step), task.adapter.scale
+    return _base(task), jax.tree.map(np.asarray, variables.params), task.adapter.scale
 
 
 def save_lora(
@@ -131,17 +138,20 @@ def load_lora(path: str | Path, module: nn.Module) -> dict[str, Any]:
     return unflatten(adapters)
 
 
-def _task(workdir: Path) -> MaskGit:
+def _adapted(workdir: Path, step: int | None) -> tuple[MaskGit, Variables]:
+    """The task and the variables of a run that trained an adapter."""
     if not (workdir / "config.yaml").is_file():
         raise ConfigError(f"{workdir}: no run is there ({workdir / 'config.yaml'} does not exist)")
-    task = configs.load(workdir / "config.yaml").task
-    if getattr(task, "adapter", None) is None:
-        raise ConfigError(f"{workdir}: the run of the task {task.name} trained no adapter")
-    return task
+    config = configs.load(workdir / "config.yaml")
+    if getattr(config.task, "adapter", None) is None:
+        raise ConfigError(f"{workdir}: the run of the task {config.task.name} trained no adapter")
+    with precision(config):
+        return config.task, restored(workdir, config, step, READERS).variables
 
 
-def _adapters(workdir: Path, step: int | None) -> dict[str, Any]:
-    return load(workdir if step is None else workdir / "checkpoints" / str(step))["params"]
+def _base(task: MaskGit) -> nn.Module:
+    """The network that an adapter was trained beside, without it."""
+    return module_of(architecture_at(Path(task.model.pretrained)).config)
 
 
 def _layers(module: nn.Module) -> dict[str, Kernels]:

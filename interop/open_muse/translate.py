@@ -31,11 +31,18 @@ def convert_config(source: Path, destination: Path, devices: int = 1, force: boo
         raise ConfigError(f"{source}: no such file")
     if destination.exists() and not force:
         raise ConfigError(f"{destination} is there already; overwrite it with --force")
-    raw, told = translate(yaml12.read(source.read_text()), source.parent, devices)
+    raw, told = translate(_read(source), source.parent, devices)
     part = destination.with_name(f"{destination.name}.part")
     part.write_text(yaml12.write(raw))
     part.replace(destination)
     return [*told, f"{destination}: train with python scripts/train.py --config {destination}"]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml12.read(path.read_text())
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is no YAML: {error}") from None
 
 
 def translate(raw: Mapping[str, Any], folder: Path, devices: int = 1) -> tuple[Raw, list[str]]:
@@ -140,6 +147,10 @@ def _masking(settings: Settings) -> tuple[Raw, Raw]:
 def _prompts(settings: Settings) -> list[str]:
     name = settings.get("dataset.params.validation_prompts_file")
     if name is None:
+        settings.told.append(
+            "dataset.params.validation_prompts_file: none is given: open-muse draws 16 classes of ImageNet, here it is "
+            "the empty caption; set task.condition.prompts"
+        )
         return []
     path = settings.folder / name
     if not path.is_file():
@@ -238,6 +249,7 @@ def _optimizer(settings: Settings) -> Raw:
 
 def _train(settings: Settings) -> Raw:
     get = settings.get
+    _tell_how_to_resume(settings)
     found = {
         "steps": settings.need("training.max_train_steps"),
         "seed": get("training.seed") or 0,
@@ -249,6 +261,19 @@ def _train(settings: Settings) -> Raw:
         "matmul_precision": "default" if get("training.enable_tf32") else "highest",
     }
     return found | ({"keep_last": limit} if (limit := get("experiment.checkpoints_total_limit")) else {})
+
+
+def _tell_how_to_resume(settings: Settings) -> None:
+    """Says what is a flag of the command here: where a run goes on from, and what it leaves behind."""
+    origin = settings.get("experiment.resume_from_checkpoint")
+    left = {"schedule": not settings.get("experiment.resume_lr_scheduler", True)}
+    left["optimizer"] = bool(settings.get("experiment.dont_resume_optimizer"))
+    fresh = "".join(f" --fresh {part}" for part, wanted in left.items() if wanted)
+    if fresh or origin not in (None, False, True, "latest"):
+        settings.told.append(
+            f"experiment.resume_from_checkpoint: is {origin}: give scripts/train.py --start-from DIR{fresh}, "
+            "with the folder of a run of jaxkit"
+        )
 
 
 def _tracking(settings: Settings) -> Raw:

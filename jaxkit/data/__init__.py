@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from jaxkit.errors import UserError
 
@@ -36,6 +37,18 @@ class Rows:
         return self.examples[self.places[index]]
 
 
+class Concept(NamedTuple):
+    """The pictures of one concept, in memory; square, of one size."""
+
+    pictures: UInt8[np.ndarray, "n r r 3"]
+    masks: Float32[np.ndarray, "n r r"] | None
+    """How much each pixel counts, in [0, 1]. None: all alike."""
+    captions: tuple[str, ...] | None
+    """One a picture."""
+    names: tuple[str, ...]
+    """Of the pictures, for messages."""
+
+
 class Source(NamedTuple):
     """A training and a test split of labelled images, and what a model and a resumed run must know of them."""
 
@@ -50,6 +63,8 @@ class Source(NamedTuple):
     captions: Callable[[str], dict[str, np.ndarray]] | None = None
     """``text -> what the text adds to an example``, such as ``input_ids [t]``; ids are less than its ``vocabulary``.
     None: there are no captions."""
+    concepts: tuple[Concept, ...] | None = None
+    """What ``picture [c]`` of an example counts in, one number a concept. None: examples are images themselves."""
 
 
 class ArrayExamples:

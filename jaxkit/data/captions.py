@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from jaxkit.data import DataError, Examples, Source
+from jaxkit.data import ArrayExamples, DataError, Examples, Source
+from jaxkit.data.clip_words import clip_tokenizer
 from jaxkit.data.transforms import UNREADABLE, decode
 from jaxkit.schema import data as schema
 
@@ -22,6 +23,7 @@ PERSONS = ("a person", "someone", "somebody")
 AESTHETIC_SCORE = 6.0
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = ("{}", "a {}", "the digit {}", "a handwritten {}", "a picture of the number {}")
+HALVES = ("{} above {}", "the top of a {} and the bottom of a {}")
 
 
 class Tokenizer(NamedTuple):
@@ -36,6 +38,8 @@ class Tokenizer(NamedTuple):
     identity: str
     """The same string, the same ids."""
     name_persons: bool = False
+    folder: Path | None = None
+    """With the tokenizer's files; None: it has none."""
 
     def __call__(self, text: str) -> dict[str, np.ndarray]:
         """Cuts a text into tokens; what is left of the length is padding, with ``attention_mask`` 0."""
@@ -50,6 +54,8 @@ def open_tokenizer(config: schema.Captions) -> Tokenizer:
 
     Raises :class:`DataError` for a folder without one, or one that has no padding and is given none.
     """
+    if config.tokenizer == "clip":
+        raise DataError("data.captions.tokenizer: clip is made of the captions of digits; give a folder")
     if config.tokenizer == "bytes":
         ids, own_padding, vocabulary, identity = _bytes(config.max_length), PADDING, PADDING + 1, "bytes"
     else:
@@ -58,7 +64,8 @@ def open_tokenizer(config: schema.Captions) -> Tokenizer:
     if padding is None or padding >= vocabulary:
         raise DataError(f"data.captions.pad_token: is {padding}; give one that is less than {vocabulary}")
     identity = f"{identity}, {config.max_length} tokens, padding {padding}{', persons' * config.name_persons}"
-    return Tokenizer(ids, config.max_length, padding, vocabulary, identity, config.name_persons)
+    folder = None if config.tokenizer == "bytes" else Path(config.tokenizer)
+    return Tokenizer(ids, config.max_length, padding, vocabulary, identity, config.name_persons, folder)
 
 
 def _bytes(length: int) -> Callable[[str], list[int]]:
@@ -120,7 +127,13 @@ class WithTexts:
 
 def with_digit_captions(source: Source, config: schema.Digits) -> Source:
     """Says each digit in words, by one of several templates, drawn for each once."""
-    tokenizer = open_tokenizer(config.captions)
+    captions = config.captions
+    if captions.tokenizer == "clip":
+        words = [word for digit, word in enumerate(DIGITS) if digit not in config.without]
+        templates = (*TEMPLATES, *HALVES) if config.halves else TEMPLATES
+        texts = [template.format(word, word) for template in templates for word in words]
+        captions = captions.model_copy(update={"tokenizer": str(clip_tokenizer(texts, captions.max_length))})
+    tokenizer = open_tokenizer(captions)
     rng = np.random.default_rng((config.split_seed, 1))
 
     def captioned(examples):
@@ -128,10 +141,26 @@ def with_digit_captions(source: Source, config: schema.Digits) -> Source:
         texts = [TEMPLATES[k].format(DIGITS[label]) for k, label in zip(drawn, examples.labels, strict=True)]
         return WithTexts(examples, texts, tokenizer)
 
+    train, test = captioned(source.train), captioned(source.test)
     fingerprint = f"{source.fingerprint}, captions by {tokenizer.identity}"
-    return source._replace(
-        train=captioned(source.train), test=captioned(source.test), fingerprint=fingerprint, captions=tokenizer
-    )
+    if config.halves:
+        train, fingerprint = _with_halves(train, config.halves, rng), f"{fingerprint}, {config.halves} of halves"
+    return source._replace(train=train, test=test, fingerprint=fingerprint, captions=tokenizer)
+
+
+def _with_halves(known: WithTexts, count: int, rng: np.random.Generator) -> WithTexts:
+    """Adds images of the upper half of one digit above the lower half of another, with the upper one's class."""
+    images, labels = known.examples.images, known.examples.labels
+    upper, lower = rng.integers(len(images), size=(2, count))
+    middle = images.shape[1] // 2
+    joined = np.concatenate([images[upper, :middle], images[lower, middle:]], axis=1)
+    drawn = rng.integers(len(HALVES), size=count)
+    texts = [
+        HALVES[k].format(DIGITS[labels[top]], DIGITS[labels[bottom]])
+        for k, top, bottom in zip(drawn, upper, lower, strict=True)
+    ]
+    whole = ArrayExamples(np.concatenate([images, joined]), np.concatenate([labels, labels[upper]]))
+    return WithTexts(whole, known.texts + texts, known.tokenizer)
 
 
 class Record(NamedTuple):

@@ -9,15 +9,18 @@ from typing import BinaryIO
 
 import numpy as np
 
-from jaxkit.data import ArrayExamples, DataError, Source
+from jaxkit.data import ArrayExamples, Concept, DataError, Source
 from jaxkit.data.captioned_folder import open_captioned_folder
 from jaxkit.data.captions import with_digit_captions
+from jaxkit.data.concepts import concept_source, open_concepts
 from jaxkit.data.encoded import open_encoded
 from jaxkit.data.events.sources import open_events
 from jaxkit.data.image_folder import open_image_folder
 from jaxkit.data.lags import open_lags
 from jaxkit.data.tfds import open_tfds
+from jaxkit.data.transforms import resized
 from jaxkit.data.webdataset import open_webdataset
+from jaxkit.schema.concepts import Concepts, DigitConcepts
 from jaxkit.schema.data import (
     Arrays,
     CaptionedFolder,
@@ -51,6 +54,9 @@ def open_digits(config: Digits) -> Source:
 
     digits = load_digits()
     images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
+    if config.image_size is not None:
+        images = np.stack([resized(image, config.image_size) for image in images])
+    images = np.repeat(images, config.channels, axis=-1)
     rng = np.random.default_rng(config.split_seed)
     held_out = []
     for label in range(10):
@@ -60,9 +66,23 @@ def open_digits(config: Digits) -> Source:
     is_test[np.concatenate(held_out)] = True
     if is_test.all() or not is_test.any():
         raise DataError(f"data.test_fraction {config.test_fraction} leaves {is_test.sum()} of 1797 digits to test on")
-    parts = (images[~is_test], digits.target[~is_test], images[is_test], digits.target[is_test])
-    source = _in_memory("digits", *parts)
+    kept = ~np.isin(digits.target, config.without)
+    parts = [array[kept & chosen] for chosen in (~is_test, is_test) for array in (images, digits.target)]
+    source = _in_memory("digits", *parts)._replace(num_classes=10)
     return source if config.captions is None else with_digit_captions(source, config)
+
+
+def open_digit_concepts(config: DigitConcepts) -> Source:
+    """Takes the first training images of each digit; raises :class:`DataError` if there are not so many."""
+    images = open_digits(Digits(name="digits", batch_size=1, image_size=config.image_size, channels=3)).train
+    concepts = []
+    for digit in config.digits:
+        pictures = images.images[images.labels == digit][: config.pictures]
+        if len(pictures) < config.pictures:
+            raise DataError(f"data.pictures: there are {len(pictures)} of the digit {digit}, not {config.pictures}")
+        names = tuple(f"{digit}, image {number}" for number in range(len(pictures)))
+        concepts.append(Concept(pictures, masks=None, captions=None, names=names))
+    return concept_source("digit_concepts", tuple(concepts), config.repeats)
 
 
 def open_arrays(config: Arrays) -> Source:
@@ -174,4 +194,6 @@ _OPENERS = {
     NMnist: open_events,
     DvsGesture: open_events,
     SpokenWords: open_events,
+    Concepts: open_concepts,
+    DigitConcepts: open_digit_concepts,
 }

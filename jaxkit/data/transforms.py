@@ -18,17 +18,31 @@ def decode(data: bytes, channels: int, size: int | None = None) -> UInt8[np.ndar
 
     Raises one of ``UNREADABLE`` if the bytes are not one whole image.
     """
+    image = upright(data)
+    image = image.convert("L" if channels == 1 else "RGB")
+    pixels = np.asarray(image if size is None else fit(image, size))
+    return pixels[..., None] if channels == 1 else pixels
+
+
+def upright(data: bytes) -> Image.Image:
+    """Opens an image file, turned as the camera's orientation tag says, of 8 bits a channel; RGBA if it is transparent.
+
+    Raises one of ``UNREADABLE`` if the bytes are not one whole image.
+    """
     try:
         file = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise ValueError(f"its {len(data)} bytes are in no known image format") from None
     with file:
         image = _eight_bits(ImageOps.exif_transpose(file))
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    image = image.convert("L" if channels == 1 else "RGB")
-    pixels = np.asarray(image if size is None else fit(image, size))
-    return pixels[..., None] if channels == 1 else pixels
+    return image.convert("RGBA") if "transparency" in image.info else image
+
+
+def on_background(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    """Composites an image with alpha on one colour, 0 to 255."""
+    whole = Image.new("RGBA", image.size, (*color, 255))
+    whole.alpha_composite(image.convert("RGBA"))
+    return whole.convert("RGB")
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
@@ -41,6 +55,12 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
+
+
+def resized(pixels: UInt8[np.ndarray, "h w 1"], size: int) -> UInt8[np.ndarray, "{size} {size} 1"]:
+    """Resizes a grey image to ``size`` pixels a side (bilinear)."""
+    image = Image.fromarray(pixels[..., 0]).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)[..., None]
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

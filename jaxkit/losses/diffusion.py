@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, UInt32
 
 from jaxkit.errors import ConfigError
 
@@ -16,23 +16,31 @@ class Draw(NamedTuple):
     timesteps: Int[Array, " b"]
 
 
-def draw_noise(key: PRNGKeyArray, example: Int[Array, " b"], shape: tuple[int, ...], num_train_timesteps: int) -> Draw:
-    """Draws normal noise and a uniform time step for each example, by its number alone.
+def draw_noise(keys: UInt32[Array, "b 2"], shape: tuple[int, ...], num_train_timesteps: int) -> Draw:
+    """Draws normal noise and a uniform time step for each example, by its own key alone.
 
     Neither the batch's size, nor its order, nor the devices it is spread over change what an example gets.
 
     Args:
-        key: of the run.
-        example: numbers of the examples, counted over the whole run so that no two share their noise.
+        keys: one an example.
         shape: of the latents of one.
         num_train_timesteps: time steps are below it.
     """
 
-    def one(number: Int[Array, ""]) -> tuple[Array, Array]:
-        key_noise, key_time = jax.random.split(jax.random.fold_in(key, number))
+    def one(key: UInt32[Array, "2"]) -> tuple[Array, Array]:
+        key_noise, key_time = jax.random.split(key)
         return jax.random.normal(key_noise, shape), jax.random.randint(key_time, (), 0, num_train_timesteps)
 
-    return Draw(*jax.vmap(one)(example))
+    return Draw(*jax.vmap(one)(keys))
+
+
+def divergence_from_normal(mean: Float[Array, "b h w c"], logvar: Float[Array, "b h w c"]) -> Float[Array, " b"]:
+    """Takes ``KL(N(mean, exp(logvar)) ‖ N(0, 1)) = (mean² + exp(logvar) - 1 - logvar) / 2``, a mean over latents.
+
+    Source: Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix B.
+    """
+    divergence = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar)
+    return divergence.mean((1, 2, 3))
 
 
 def min_snr_weights(

@@ -5,6 +5,7 @@ Inpainting needs no more than ``jnp.where(token_mask(mask, factor), mask_token, 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange, reduce
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -47,6 +48,30 @@ def outpaint(
 ) -> Int[Array, "b h2 w2"]:
     """Sets tokens into a larger grid that is masked around them, by as many tokens as given on each side."""
     return jnp.pad(tokens, ((0, 0), (top, bottom), (left, right)), constant_values=mask_token)
+
+
+def outpaint_windows(
+    size: tuple[int, int], *, top: int = 0, bottom: int = 0, left: int = 0, right: int = 0
+) -> Int[np.ndarray, "t 2"]:
+    """Lists where windows of ``size`` tokens lie on the grid of :func:`outpaint`, in the order they are to be filled.
+
+    Each but the image's own, which is left out, overlaps what is known before it by half in height or in width (by
+    more at the edges): a network of one grid paints a larger one.
+
+    Source: Chang et al., "MaskGIT: Masked Generative Image Transformer", CVPR 2022, section 4.3.
+
+    Returns:
+        rows and columns of the windows' first tokens.
+    """
+    rows, columns = _starts(size[0], top, bottom), _starts(size[1], left, right)
+    return np.array([(y, x) for y in rows for x in columns][1:], np.int32).reshape(-1, 2)
+
+
+def _starts(size: int, before: int, after: int) -> list[int]:
+    """Where windows begin along one axis: the image's own, those before it, those after it."""
+    stride = max(1, size // 2)
+    back = [max(0, before - done) for done in range(stride, before + stride, stride)]
+    return [before, *back, *(before + min(after, done) for done in range(stride, after + stride, stride))]
 
 
 def token_mask(

@@ -51,7 +51,8 @@ class Captions(Section):
     """How the text beside an image becomes ``input_ids`` and ``attention_mask``, both ``max_length`` long."""
 
     tokenizer: str = "bytes"
-    """Folder of a tokenizer of transformers; or ``bytes``: UTF-8, then 256 for the end and 257 for padding."""
+    """Folder of a tokenizer of transformers; or ``bytes``: UTF-8, then 256 for the end and 257 for padding; or, of
+    digits, ``clip``: a CLIP tokenizer to which each word of their captions is a token."""
     max_length: Annotated[int, Field(ge=2, lt=2**31)] = 77
     """Longer texts are cut."""
     pad_token: CountOrZero | None = None
@@ -60,14 +61,31 @@ class Captions(Section):
     """Whether ``<person>``, in Conceptual Captions in the place of a name, becomes words."""
 
 
+Digit = Annotated[int, Field(ge=0, le=9)]
+
+
 class Digits(Data):
     """scikit-learn's 1,797 scans of handwritten digits, 8 x 8, one channel."""
 
     name: Literal["digits"]
+    image_size: Count | None = None
+    """Pixels of a side, bilinear. None: the 8 that they have."""
+    channels: Literal[1, 3] = 1
+    """3: the grey repeated."""
+    without: Annotated[tuple[Digit, ...], Field(strict=False, max_length=9)] = ()
+    """Digits that are left out, of training and of test images; the others keep their class."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
     split_seed: Annotated[int, Field(ge=0)] = 0
     captions: Captions | None = None
     """Each digit is said in words too, such as "a handwritten seven"."""
+    halves: CountOrZero = 0
+    """So many training images more, as their captions say: the upper half of one digit above the lower of another."""
+
+    @model_validator(mode="after")
+    def _says_halves(self):
+        if self.halves and self.captions is None:
+            raise Misfit({"halves": "are told from digits by captions alone: give captions"})
+        return self
 
 
 class ImageFolder(Data):
@@ -220,18 +238,3 @@ class SpokenWords(Events):
     name: Literal["spoken_words"]
     train: str
     test: str
-
-
-SOURCES = {
-    "digits": Digits,
-    "image_folder": ImageFolder,
-    "captioned_folder": CaptionedFolder,
-    "webdataset": WebDataset,
-    "encoded": Encoded,
-    "tfds:<name>": Tfds,
-    "arrays": Arrays,
-    "lags": Lags,
-    "nmnist": NMnist,
-    "dvs_gesture": DvsGesture,
-    "spoken_words": SpokenWords,
-}

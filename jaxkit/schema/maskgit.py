@@ -134,6 +134,9 @@ class Masking(Section):
     """The loss is of tokens not masked too, which weigh less."""
     eval_ratios: Ratios | None = None
     """Shares to choose from in evaluation, in the place of the schedule's."""
+    metric_ratios: Ratios | None = None
+    """Shares at each of which evaluation has a loss and an accuracy of every image too, such as ``loss_ratio_0.5``; a
+    call of the network each."""
 
 
 class SoftCode(Section):
@@ -189,7 +192,7 @@ class MaskGit(Section):
     name: Literal["maskgit"]
     tokenizer: TokenizerSource
     encode_chunk: Count | None = None
-    """Images that the tokenizer encodes at once. None: all."""
+    """Images that the tokenizer encodes, or decodes, at once. None: all."""
     model: one_of(MODELS)
     adapter: one_of(ADAPTERS) | None = None
     """What is trained, alone, beside a network that stays as ``model.pretrained`` has it. None: the network."""

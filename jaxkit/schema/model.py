@@ -55,6 +55,8 @@ class Pretrained(Section):
     WANTED: ClassVar[str] = "classifier"
     NORMALIZED: ClassVar[bool] = True
     """Whether the run may have normalised its images."""
+    PUBLISHED: ClassVar[bool] = False
+    """Whether the weights may be those of ``model.pretrained``, and no run's."""
 
     workdir: str | None = None
     """The best checkpoint of this run."""
@@ -75,14 +77,23 @@ class Pretrained(Section):
         """The run, or the config of one, that the weights come from."""
         return self.config or self.workdir or self.checkpoint
 
+    @property
+    def published(self) -> str | None:
+        """The file or folder of weights that no run has trained."""
+        return None if self.model is None else self.model.pretrained
+
     @model_validator(mode="after")
     def _one_source(self):
-        if sum(source is not None for source in (self.workdir, self.checkpoint, self.config)) != 1:
-            raise ValueError("give workdir, checkpoint or config: one of them")
+        sources = {"workdir": self.workdir, "checkpoint": self.checkpoint, "config": self.config}
+        if self.PUBLISHED:
+            sources["model.pretrained"] = self.published
+        elif self.published is not None:
+            raise ValueError("the weights are the run's: leave model.pretrained out")
+        if sum(source is not None for source in sources.values()) != 1:
+            *names, last = sources
+            raise ValueError(f"give {', '.join(names)} or {last}: one of them")
         if self.overrides and self.config is None:
             raise ValueError("overrides are those of a config, and none is given")
-        if self.model is not None and self.model.pretrained is not None:
-            raise ValueError("the weights are the run's: leave model.pretrained out")
         return self
 
 
@@ -94,19 +105,15 @@ class Judge(Pretrained):
     """
 
     NORMALIZED: ClassVar[bool] = False
+    PUBLISHED: ClassVar[bool] = True
 
     normalize: Normalize | None = None
     """Of what published weights see. For torchvision's, ImageNet's mean and std; None: [0, 1]."""
 
     @model_validator(mode="after")
-    def _one_source(self):
-        published = self.model is not None and self.model.pretrained is not None
-        if sum((self.workdir is not None, self.checkpoint is not None, self.config is not None, published)) != 1:
-            raise ValueError("give workdir, checkpoint, config or model.pretrained: one of them")
-        if self.overrides and self.config is None:
-            raise ValueError("overrides are those of a config, and none is given")
-        if published and self.model.num_classes is None:
+    def _says_what_is_published(self):
+        if self.published is not None and self.model.num_classes is None:
             raise Misfit({"model.num_classes": "is missing: how many the published weights have"})
-        if self.normalize is not None and not published:
+        if self.normalize is not None and self.published is None:
             raise Misfit({"normalize": "is of published weights; a run has its own data.normalize"})
         return self

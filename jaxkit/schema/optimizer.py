@@ -141,6 +141,8 @@ class Optimizer(Section):
     """What every update rule shares."""
 
     learning_rate: Positive
+    scale_learning_rate: bool = False
+    """Whether it is of one example, and is multiplied by ``data.batch_size``: diffusers' ``scale_lr``."""
     weight_decay: NonNegative = 0.0
     no_decay: Strings = ()
     """Regular expressions searched in parameter paths such as ``stage1_block0/norm1/scale``: no decay where found."""

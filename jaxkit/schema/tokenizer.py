@@ -87,18 +87,10 @@ class TokenizerSource(Pretrained):
 
     KINDS: ClassVar[tuple[type[Section], ...]] = tuple(MODELS.values())
     WANTED: ClassVar[str] = "tokenizer"
+    PUBLISHED: ClassVar[bool] = True
 
     cache: str = "runs/tokenizers"
     model: one_of(MODELS) | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self):
-        folder = self.model is not None and self.model.pretrained is not None
-        if sum((self.workdir is not None, self.checkpoint is not None, self.config is not None, folder)) != 1:
-            raise ValueError("give workdir, checkpoint, config or model.pretrained: one of them")
-        if self.overrides and self.config is None:
-            raise ValueError("overrides are those of a config, and none is given")
-        return self
 
 
 class Entropy(Section):
@@ -125,7 +117,8 @@ class Adversarial(Section):
     adaptive: bool = True
     """Times the ratio of both losses' gradients at the decoder's last layer (VQGAN, equation 7)."""
     start: CountOrZero = 0
-    """Updates before it counts, and before the discriminator learns."""
+    """Updates of the tokenizer before it counts, and before the discriminator learns; those of a run that it goes on
+    from are among them, also with a fresh schedule. Counted in the pieces of ``optimizer.accumulate``."""
     r1: NonNegative = 0.0
     """Weight of the squared gradient of real images' logits."""
     channels: Count = 64

@@ -4,7 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from jaxkit.schema.section import Count, CountOrZero, Epochs, Section
+from jaxkit.schema.section import Count, CountOrZero, Epochs, Misfit, Section
+
+
+class EarlyStop(Section):
+    """Ends a run whose evaluations change no more than they do by chance."""
+
+    window: Annotated[int, Field(ge=2, lt=2**31)] = 310
+    """Evaluations that are compared with all before."""
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """The variance of the last, over that of all, below which it ends."""
 
 
 class Train(Section):
@@ -19,11 +28,15 @@ class Train(Section):
     log_gradients: bool = False
     """Logs the norm of each parameter's gradient too, as ``grad_norm/<path>``."""
     eval_every: Count = 500
+    sample_every: Count | None = None
+    """Updates between samples and pictures, a multiple of ``eval_every``. None: at each evaluation."""
     checkpoint_every: Count = 500
     keep_last: Count = 2
     keep_best: CountOrZero = 1
     best_metric: str | None = None
     """Evaluation metric that ranks checkpoints. None: the task's first."""
+    early_stop: EarlyStop | None = None
+    """By the metric that ranks checkpoints. None: all steps are taken."""
     parallel: Literal["jit", "pmap"] = "jit"
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Arithmetic of the layers; parameters, statistics, losses and the optimizer stay float32."""
@@ -36,6 +49,8 @@ class Train(Section):
     def _one_length(self):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give steps or epochs: one of them")
+        if self.sample_every is not None and self.sample_every % self.eval_every:
+            raise Misfit({"sample_every": f"{self.sample_every} is no multiple of eval_every = {self.eval_every}"})
         return self
 
 

@@ -7,4 +7,7 @@ TASKS = {
     "spiking_stdp": "spiking_stdp",
     "tokenizer": "tokenizer",
     "maskgit": "maskgit",
+    "autoencoder": "autoencoder",
+    "text_to_image": "text_to_image",
+    "textual_inversion": "textual_inversion",
 }

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8, UInt32
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt8, UInt32
 
 from jaxkit.losses.masked_tokens import mask_counts, random_masks
 from jaxkit.metrics.tokens import image_entropy, masked_accuracy, masked_cross_entropy, pixel_entropy
 
+Key = PRNGKeyArray | UInt32[Array, "2"]
 RATES = tuple((bucket + 0.5) / 10 for bucket in range(10))
 
 
@@ -27,30 +28,58 @@ class Analysis(NamedTuple):
     """One masked token's, sorted."""
 
 
+def masked_scores(
+    key: Key,
+    logits: Callable[[Int[Array, "b h w"]], Float[Array, "b h w k"]],
+    tokens: Int[Array, "b h w"],
+    hide: Callable[..., Int[Array, "b h w"]],
+    rates: tuple[float, ...],
+) -> tuple[Float[Array, "r b"], Float[Array, "r b"]]:
+    """Masks the same images at every rate, at random places; a call of ``logits`` each.
+
+    ``hide``: ``key, tokens, mask -> tokens``, of which those in the mask are not to be seen.
+
+    Returns:
+        cross-entropy, in nats, and accuracy of each image's masked tokens.
+    """
+
+    def scores(found, mask):
+        return masked_cross_entropy(found, tokens, mask), masked_accuracy(found, tokens, mask)
+
+    return _at_each_rate(scores, key, logits, tokens, hide, rates)
+
+
 def analyse(
-    key: PRNGKeyArray | UInt32[Array, "2"],
+    key: Key,
     logits: Callable[[Int[Array, "b h w"]], Float[Array, "b h w k"]],
     tokens: Int[Array, "b h w"],
     hide: Callable[..., Int[Array, "b h w"]],
 ) -> Analysis:
-    """Masks the same images at every rate, at random places, and scores the predictions.
+    """Masks the same images at each of ``RATES``, as :func:`masked_scores` does, and describes the predictions."""
 
-    ``hide``: ``key, tokens, mask -> tokens``, of which those in the mask are not to be seen.
-    """
-
-    def at(numbered):
-        number, rate = numbered
-        counts = mask_counts(jnp.broadcast_to(rate, len(tokens)), tokens[0].size)
-        key_mask, key_hide = jax.random.split(jax.random.fold_in(key, number))
-        mask = random_masks(key_mask, counts, *tokens.shape[1:])
-        found = logits(hide(key_hide, tokens, mask))
+    def described(found, mask):
         first = jnp.argmax(mask[0])
         one = jax.nn.softmax(found[0].reshape(-1, found.shape[-1])[first])
         scores = (masked_cross_entropy(found, tokens, mask), masked_accuracy(found, tokens, mask))
         entropies = (pixel_entropy(found, mask), image_entropy(found, mask))
         return Analysis(*(values.mean() for values in (*scores, *entropies)), jnp.sort(one)[::-1])
 
-    return jax.lax.map(at, (jnp.arange(len(RATES)), jnp.asarray(RATES)))
+    return _at_each_rate(described, key, logits, tokens, hide, RATES)
+
+
+def _at_each_rate(
+    say: Callable, key: Key, logits: Callable, tokens, hide: Callable, rates: tuple[float, ...]
+) -> PyTree:
+    """What ``say(logits, mask)`` has to say at each rate."""
+
+    def at(numbered):
+        number, rate = numbered
+        counts = mask_counts(jnp.broadcast_to(rate, len(tokens)), tokens[0].size)
+        key_mask, key_hide = jax.random.split(jax.random.fold_in(key, number))
+        mask = random_masks(key_mask, counts, *tokens.shape[1:])
+        return say(logits(hide(key_hide, tokens, mask)), mask)
+
+    return jax.lax.map(at, (jnp.arange(len(rates)), jnp.asarray(rates)))
 
 
 def draw(found: Analysis) -> UInt8[np.ndarray, "y x 3"]:

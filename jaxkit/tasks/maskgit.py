@@ -3,20 +3,23 @@
 Source: Chang et al., "MaskGIT: Masked Generative Image Transformer", CVPR 2022, section 3.
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxkit.errors import ConfigError
 from jaxkit.losses import masked_tokens
 from jaxkit.metrics.tokens import masked_accuracy, masked_cross_entropy
-from jaxkit.sampling.schedules import mask_schedule
+from jaxkit.sampling.schedules import MaskSchedule, mask_schedule
 from jaxkit.schema.maskgit import MaskGit
 from jaxkit.tasks import image_tokens
 from jaxkit.tasks.classifier import warm_start
 from jaxkit.tasks.inputs import encoding
-from jaxkit.tasks.masked_drawing import Studio
+from jaxkit.tasks.mask_analysis import masked_scores
+from jaxkit.tasks.masked_drawing import Batch, Key, Studio
 from jaxkit.tasks.masked_network import empty_condition, network, sampler
 from jaxkit.tasks.sample_scores import judge
 from jaxkit.tasks.task import Context, Pictures, Task, Variables
@@ -27,22 +30,19 @@ def make(config: MaskGit, context: Context) -> Task:
 
     Batches hold ``image [b h w c]`` in [0, 1] and ``label [b]``. Frozen: the ``tokenizer``, the ``classifier`` that
     scores samples, and the ``network`` that an adapter is trained beside. Loss and metrics are means over the masked
-    tokens of the whole batch. Evaluation: ``loss`` and ``token_accuracy``, of each image's masked tokens. Scores:
-    ``fid`` and ``fid_train_vs_test`` in features of the classifier, and ``class_conditional_accuracy``.
+    tokens of the whole batch. Evaluation: ``loss`` and ``token_accuracy``, of each image's masked tokens, and of such
+    at the shares of ``masking.metric_ratios``. Scores: ``fid`` and ``fid_train_vs_test`` in features of the classifier,
+    and ``class_conditional_accuracy``.
     """
     tokenizer = image_tokens.build(config.tokenizer.model, context, frozen=True)
     codebook_size = image_tokens.codebook_size(config.tokenizer.model)
     grid = image_tokens.grid(tokenizer, context.image_shape)
     net = network(config, context, codebook_size, grid)
-    options = config.masking.model_dump(exclude={"schedule", "eval_ratios"})
-    masking = masked_tokens.Masking(**options)
-    masking_eval = masked_tokens.Masking(**options, ratios=config.masking.eval_ratios)
-    schedule = mask_schedule(config.masking.schedule.name, config.masking.schedule.constants)
-    codes = {"codebook_size": codebook_size, "mask_token": net.mask_token}
     judges = config.score and judge(config.score, context)
     sampler(config.sampler)  # what does not go together is said before anything is trained
     stage = encoding(config.tokenizer, getattr(config.condition, "encoder", None), context, config.encode_chunk)
     studio = Studio(config, context, tokenizer, stage, net, grid, codebook_size)
+    lesson = Lesson(config, studio, mask_schedule(config.masking.schedule.name, config.masking.schedule.constants))
 
     def init(key, batch):
         key_stage, key_network, key_judge = jax.random.split(key, 3)
@@ -58,20 +58,43 @@ def make(config: MaskGit, context: Context) -> Task:
         params, network_frozen = net.init(key_network, jnp.zeros((1, *grid), jnp.int32), conditions)
         return Variables(params, {}, frozen | network_frozen)
 
-    def soft(frozen, images, key):
-        drawn = key if config.soft_code.stochastic else None
-        return tokenizer.apply(frozen["tokenizer"], images, config.soft_code.temperature, drawn, method="get_soft_code")
+    def score(variables, train, test, key):
+        samples = studio.to_score(variables, test, key)
+        real = ((batch["image"] for batch in split()) for split in (train, test))
+        return judges.score(variables.frozen["classifier"], samples, *real)
 
-    def loss(variables, batch, key):
+    return Task(
+        init,
+        lesson.loss,
+        lesson.evaluate,
+        studio.sample,
+        pictures=Pictures(studio.trace, studio.pictures),
+        draw=studio.draw,
+        score=score if judges else None,
+        warm_start=None if config.adapter else warm_start(config.model, "task.model", context),
+    )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the network of a ``maskgit`` task is asked, and what its answers cost."""
+
+    config: MaskGit
+    studio: Studio
+    schedule: MaskSchedule
+
+    def loss(self, variables: Variables, batch: Batch, key: Key) -> tuple[Float[Array, ""], tuple[PyTree, Batch]]:
+        """The cost of a batch's masked tokens and metrics, all sums, and ``weight``, that of the whole."""
+        config, studio = self.config, self.studio
         key_code, key_mask, key_drop, key_net = jax.random.split(key, 4)
         if config.soft_code:
             batch = dict(batch)
-            targets, batch["tokens"] = soft(variables.frozen, batch.pop("image"), key_code)
-        batch = stage.encode(variables.frozen, batch)
+            targets, batch["tokens"] = self._soft_code(variables.frozen, batch.pop("image"), key_code)
+        batch = studio.stage.encode(variables.frozen, batch)
         tokens = batch["tokens"]
-        seen = masked_tokens.mask_tokens(key_mask, tokens, schedule, masking, **codes)
-        conditions = net.dropped(key_drop, net.conditions(batch), variables.frozen.get("empty"))
-        logits = net.apply(variables, seen.inputs, conditions, key_net)[..., :codebook_size]
+        seen = self._masked(key_mask, tokens)
+        conditions = studio.net.dropped(key_drop, studio.net.conditions(batch), variables.frozen.get("empty"))
+        logits = studio.net.apply(variables, seen.inputs, conditions, key_net)[..., : studio.codebook_size]
         if config.soft_code:
             costs = masked_tokens.soft_token_cross_entropy(logits, targets)
         else:
@@ -82,29 +105,41 @@ def make(config: MaskGit, context: Context) -> Task:
         metrics = {"weight": weight, "token_accuracy": right, "mask_rate": weight * seen.mask.mean()}
         return total, (variables.state, metrics)
 
-    def evaluate(variables, batch, key):
-        batch = stage.encode(variables.frozen, batch)
-        tokens = batch["tokens"]
-        seen = masked_tokens.mask_tokens(key, tokens, schedule, masking_eval, **codes)
-        logits = net.apply(variables, seen.inputs, net.conditions(batch))[..., :codebook_size]
-        return {
+    def evaluate(self, variables: Variables, batch: Batch, key: Key) -> dict[str, Float[Array, " b"]]:
+        """Cross-entropy and accuracy of each image's masked tokens: by the schedule, and at given shares."""
+        studio, masking = self.studio, self.config.masking
+        batch = studio.stage.encode(variables.frozen, batch)
+        tokens, conditions = batch["tokens"], studio.net.conditions(batch)
+
+        def predicted(inputs):
+            return studio.net.apply(variables, inputs, conditions)[..., : studio.codebook_size]
+
+        seen = self._masked(key, tokens, masking.eval_ratios)
+        logits = predicted(seen.inputs)
+        found = {
             "loss": masked_cross_entropy(logits, tokens, seen.mask),
             "token_accuracy": masked_accuracy(logits, tokens, seen.mask),
         }
+        if masking.metric_ratios is None:
+            return found
+        by_ratio = masked_scores(key, predicted, tokens, studio.hide, masking.metric_ratios)
+        return found | {
+            f"{name}_ratio_{ratio:g}": values[number]
+            for name, values in zip(found, by_ratio, strict=True)
+            for number, ratio in enumerate(masking.metric_ratios)
+        }
 
-    def score(variables, train, test, key):
-        samples = studio.to_score(variables, test, key)
-        real = ((batch["image"] for batch in split()) for split in (train, test))
-        return judges.score(variables.frozen["classifier"], samples, *real)
+    def _masked(
+        self, key: Key, tokens: Int[Array, "b h w"], ratios: tuple[float, ...] | None = None
+    ) -> masked_tokens.MaskedTokens:
+        options = self.config.masking.model_dump(exclude={"schedule", "eval_ratios", "metric_ratios"})
+        masking = masked_tokens.Masking(**options, ratios=ratios)
+        codes = {"codebook_size": self.studio.codebook_size, "mask_token": self.studio.net.mask_token}
+        return masked_tokens.mask_tokens(key, tokens, self.schedule, masking, **codes)
 
-    pictures = Pictures(studio.trace, studio.pictures)
-    return Task(
-        init,
-        loss,
-        evaluate,
-        studio.sample,
-        pictures=pictures,
-        draw=studio.draw,
-        score=score if judges else None,
-        warm_start=None if config.adapter else warm_start(config.model, "task.model", context),
-    )
+    def _soft_code(
+        self, frozen: PyTree, images: Float[Array, "b y x c"], key: Key
+    ) -> tuple[Float[Array, "b h w k"], Int[Array, "b h w"]]:
+        how = self.config.soft_code
+        drawn = key if how.stochastic else None
+        return self.studio.tokenizer.apply(frozen["tokenizer"], images, how.temperature, drawn, method="get_soft_code")

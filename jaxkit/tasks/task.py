@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import PyTree
@@ -43,6 +43,8 @@ class Task(NamedTuple):
     """``variables, batch, key -> {name: [b]}``: metrics of each example."""
     sample: Callable | None = None
     """``variables, key, n -> images [n h w c] in [0, 1]``, drawn at every evaluation."""
+    samples: int = 16
+    """How many."""
     update: Callable | None = None
     """``variables, batch, key -> (scalar, (state, metrics)), directions``: a local learning rule in place of the
     gradient of ``loss``."""
@@ -54,11 +56,29 @@ class Task(NamedTuple):
     warm_start: Callable | None = None
     """``Variables -> Variables, lines to print``: puts pretrained weights in place of initial ones as a run begins."""
     draw: Callable | None = None
-    """``variables, key, batch -> images [n h w c]``: samples of what the batch asks for, such as ``label [n]``, or an
-    ``image`` with a ``mask [n h w]``, 1 where it is to be painted anew."""
+    """``variables, key, batch -> images [n h w c]``: samples of what the batch asks for, such as ``label [n]``; or an
+    ``image``, changed by a ``mask [n h w]``, 1 where it is painted anew, by ``strength``, a number up to 1, or by
+    ``outpaint``, pixels around it (left, right, top, bottom). A task raises ConfigError for what it cannot do."""
+    read_prompt: Callable[[str], dict] | None = None
+    """``text -> what draw asks of it``, where the task reads texts otherwise than the data does."""
+    files: Callable | None = None
+    """``params -> {name: bytes}``: files to write beside each checkpoint, in the format of other programs."""
+    example_keys: bool = False
+    """Whether training batches carry ``key [b 2]``, each example's own, the same wherever it is computed."""
     score: Callable | None = None
     """``variables, train, test, key -> {name: number}``: what is no mean over examples, of the best checkpoint at the
     end. ``train()`` and ``test()`` begin a pass over each split's batches, preprocessed."""
+
+
+class Readers(NamedTuple):
+    """What reads files of other frameworks: handed in by the program, for jaxkit knows none of them."""
+
+    weights: Callable[..., tuple[PyTree, list[str]]]
+    """``path, model, variables -> variables, lines to print``: a file's weights in place of initial ones."""
+    pipeline: Callable[..., Any]
+    """``name, variant, revision -> pipeline``: Stable Diffusion's networks, of a folder or the model hub."""
+    embedding: Callable[..., tuple]
+    """``path -> vectors [n d] of each text encoder``: a learned word of a file."""
 
 
 class Context(NamedTuple):
@@ -69,8 +89,9 @@ class Context(NamedTuple):
     """``load_weights(source, like) -> tree``: the variables a config's ``Pretrained`` section points to; with
     ``partly=True`` only those of ``like``, of more that the run has."""
     read_weights: Callable[..., tuple[PyTree, list[str]]] | None = None
-    """``read_weights(path, model, variables) -> variables, lines to print``: a file's weights in place of a network's
-    initial variables. None: the program reads no files of other frameworks."""
+    """Of :class:`Readers`. None: the program reads no files of other frameworks."""
+    read_pipeline: Callable[..., Any] | None = None
+    read_embedding: Callable[..., tuple] | None = None
     dtype: jnp.dtype = jnp.float32
     """Arithmetic of the layers."""
     axis_name: str | None = None
@@ -83,6 +104,8 @@ class Context(NamedTuple):
     """Mapped axis of the devices, where there is one, for what is of the whole batch."""
     image_shape: tuple[int, int, int] | None = None
     """Height, width, channels."""
+    concepts: tuple | None = None
+    """Pictures of what has no word yet (:class:`jaxkit.data.Concept`), in memory. None: the data has none."""
     captions: Callable[[str], dict] | None = None
     """``text -> what a caption adds to an example``, such as ``input_ids [t]`` below its ``vocabulary``; None: the data
     has no captions."""

@@ -5,6 +5,8 @@ Source: Esser et al., "Taming Transformers for High-Resolution Image Synthesis",
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
 
 from jaxkit import pictures
 from jaxkit.losses import vector_quantization as vq
@@ -67,16 +69,22 @@ def make(config: Tokenizer, context: Context) -> Task:
         return jnp.clip(found.images, 0, 1)
 
     def evaluate(variables, batch, key):
-        apart = remade(variables, batch["image"]) - batch["image"]
-        mse = jnp.square(apart).mean((1, 2, 3))
-        psnr = -10 * jnp.log10(jnp.maximum(mse, 1e-10))
-        return {"mse": mse, "l1": jnp.abs(apart).mean((1, 2, 3)), "psnr": psnr}
+        return fidelity(remade(variables, batch["image"]), batch["image"])
 
     def trace(variables, batch, key):
         return jnp.concatenate([batch["image"], remade(variables, batch["image"])])
 
-    def draw(images):
-        return {"reconstructions": pictures.grid(images, len(images) // 2)}
-
     warm = warm_start(config.model, "task.model", context, part="tokenizer")
-    return Task(init, loss, evaluate, pictures=Pictures(trace, draw), warm_start=warm)
+    return Task(init, loss, evaluate, pictures=Pictures(trace, _above_each_other), warm_start=warm)
+
+
+def fidelity(made: Float[Array, "b h w c"], images: Float[Array, "b h w c"]) -> dict[str, Float[Array, " b"]]:
+    """How near images in [0, 1] are to what they were made from: ``mse``, ``l1`` and ``psnr``, in dB."""
+    apart = made - images
+    mse = jnp.square(apart).mean((1, 2, 3))
+    psnr = -10 * jnp.log10(jnp.maximum(mse, 1e-10))
+    return {"mse": mse, "l1": jnp.abs(apart).mean((1, 2, 3)), "psnr": psnr}
+
+
+def _above_each_other(images: Float[np.ndarray, "n h w c"]) -> dict[str, UInt8[np.ndarray, "_ _ 3"]]:
+    return {"reconstructions": pictures.grid(images, len(images) // 2)}

@@ -11,7 +11,8 @@ from jaxkit.testing.run import Outcome
 from jaxkit.testing.summary import counts, models
 from jaxkit.testing.texts import clean, stamp, write_whole
 
-_FAILURES = ("failed", "xpassed", "stale")
+_FAILURES = ("failed", "xpassed")
+_SKIPPED = ("skipped", "xfailed", "stale")
 
 
 def require_folders(paths: Iterable[Path]) -> None:
@@ -71,7 +72,7 @@ def write_junit(path: Path, outcome: Outcome) -> None:
         tests=str(len(results)),
         failures=str(failures),
         errors=str(sum(result.bad for result in results) - failures),
-        skipped=str(sum(result.result in ("skipped", "xfailed") for result in results)),
+        skipped=str(sum(result.result in _SKIPPED for result in results)),
         time=f"{outcome.ended - outcome.started:.3f}",
         timestamp=stamp(outcome.started).removesuffix("Z"),
     )
@@ -96,7 +97,7 @@ def _case(suite: ElementTree.Element, result: Result) -> None:
         kind = "failure" if result.result in _FAILURES else "error"
         found = ElementTree.SubElement(case, kind, type=result.result, message=clean(result.info))
         found.text = clean(result.output)
-    elif result.result in ("skipped", "xfailed"):
+    elif result.result in _SKIPPED:
         ElementTree.SubElement(case, "skipped", type=result.result, message=clean(result.info))
     elif result.result == "flaky":
         ElementTree.SubElement(case, "system-out").text = clean(f"{result.info}\n{result.output}")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from jaxkit.testing.results import BAD, Result
+from jaxkit.testing.results import BAD, SHOWN, Result
 from jaxkit.testing.run import Outcome
 from jaxkit.testing.summary import abnormal, counts, models, sentence, slowest
 from jaxkit.testing.texts import clean, clock, stamp, write_whole
@@ -58,7 +58,7 @@ def _head(outcome: Outcome) -> Iterator[str]:
 
 
 def _state(word: str) -> str:
-    return "failed" if word in BAD else "kink" if word == "flaky" else "passed"
+    return "failed" if word in BAD else "kink" if word in SHOWN else "passed"
 
 
 def _abnormal(outcome: Outcome) -> Iterator[str]:

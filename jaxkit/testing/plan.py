@@ -15,8 +15,10 @@ _INI_FILES = {
     "pytest.toml": "[pytest]", ".pytest.toml": "[pytest]", "pytest.ini": "", ".pytest.ini": "",
     "pyproject.toml": "[tool.pytest", "tox.ini": "[pytest]", "setup.cfg": "[tool:pytest]",
 }  # fmt: skip
-_LEAST_SECONDS = 20.0
+_LEAST_SECONDS = 60.0
 """Of a batch that could be smaller: a process takes some seconds to import what tests need."""
+_USUAL_SECONDS, _LEVEL_FACTOR = 0.25, 8.0
+"""Of a test of level 0, and how much longer one of the next takes: the means of our own suite."""
 
 
 class Environment(NamedTuple):
@@ -169,15 +171,15 @@ def batches(
 
     Args:
         tests: of one environment.
-        seconds: of tests, by id, where known; others count as the mean of those.
+        seconds: of tests, by id, where known; others count as the mean of those of their level.
         workers: that take batches.
         alone: files that have a process of their own.
     """
-    usual = statistics.fmean(seconds.values()) if seconds else 1.0
+    usual = _usual(tests, seconds)
     files: dict[str, list[Test]] = {}
     for test in tests:
         files.setdefault(test.file, []).append(test)
-    costs = {file: sum(seconds.get(test.id, usual) for test in those) for file, those in files.items()}
+    costs = {file: sum(seconds.get(test.id, usual[test.level]) for test in those) for file, those in files.items()}
     ordered = sorted(files, key=lambda file: (-costs[file], file))
     made = [[file] for file in ordered if file in alone]
     rest = [file for file in ordered if file not in alone]
@@ -198,6 +200,17 @@ def batches(
         Batch(tuple(test for file in batch for test in files[file]), sum(costs[f] for f in batch)) for batch in made
     ]
     return sorted(grouped, key=lambda batch: -batch.seconds)
+
+
+def _usual(tests: Sequence[Test], seconds: Mapping[str, float]) -> dict[int, float]:
+    """How long a test of a level takes of which nothing is known."""
+    known: dict[int, list[float]] = {test.level: [] for test in tests}
+    for test in tests:
+        known[test.level] += [seconds[test.id]] if test.id in seconds else []
+    return {
+        level: statistics.fmean(found) if found else _USUAL_SECONDS * _LEVEL_FACTOR**level
+        for level, found in known.items()
+    }
 
 
 def module_name(path: Path) -> str:

@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-BAD = ("failed", "error", "crashed", "timeout", "missing", "xpassed", "stale")
+BAD = ("failed", "error", "crashed", "timeout", "missing", "xpassed")
 """Results that fail a run."""
-WORDS = (*BAD, "flaky", "xfailed", "skipped", "passed")
+SHOWN = (*BAD, "stale", "flaky")
+"""Results that somebody should read; ``stale`` proves nothing, in either way."""
+WORDS = (*SHOWN, "xfailed", "skipped", "passed")
 """All results; ``xpassed`` is a success that was not expected, ``flaky`` one that needed another try."""
 _TAIL, _HEAD = 20_000, 4_000
 # of faulthandler's traces: how pytest came to call a test
@@ -244,7 +246,7 @@ def _reported(test: Test, start: dict, end: dict, ending: Ending) -> list[Result
         # pytest says so of its own subtests, but not of unittest's
         word, info = "failed", f"contains {failed} failed subtest{'s' * (failed > 1)}"
     main = [report["text"] for report in reports if report["text"] and report["subtest"] is None]
-    output = "\n".join([*main, printed]) if word in BAD else ""
+    output = "\n".join([*main, printed]) if word in SHOWN else ""
     results = [_result(test, word, info, ending, output, times)]
     for report in reports:
         if report["subtest"] is not None:

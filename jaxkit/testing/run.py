@@ -12,7 +12,7 @@ from jaxkit.testing import environments, gpus, plan, pool
 from jaxkit.testing.durations import Durations
 from jaxkit.testing.options import Options
 from jaxkit.testing.pool import Job, Setting, Signals
-from jaxkit.testing.results import Ending, Result, Test, account, gathered
+from jaxkit.testing.results import SHOWN, Ending, Result, Test, account, gathered
 from jaxkit.testing.texts import clean
 
 _RETRIED = ("failed", "error", "crashed", "timeout")
@@ -182,7 +182,7 @@ class Run:
                 current.append(result)
             else:
                 self._others.append(result)
-            if result.bad:
+            if result.result in SHOWN:
                 self._say(f"{result.result.upper()} {result.name}: {result.info}")
 
     def _retry(self, setting: Setting, signals: Signals, number: int) -> None:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from jaxkit.testing.results import BAD, WORDS, Result, Test
+from jaxkit.testing.results import BAD, SHOWN, WORDS, Result, Test
 
 _TITLES = {"xfailed": "failed as expected", "xpassed": "passed unexpectedly"}
 
@@ -23,7 +23,7 @@ def models(tests: Sequence[Test], results: Sequence[Result]) -> dict[str, str]:
     """FAIL, PASS, SKIP or MISSING for each model that a collected test is marked with.
 
     FAIL, if a result of the model is bad; then MISSING, if a test of it has none, or one that is itself missing; PASS,
-    if a test of it passed; SKIP, if all were skipped.
+    if a test of it passed; SKIP, if all were skipped or stale.
     """
     found: dict[str, set[str]] = {}
     words = {result.name: result.result for result in results}
@@ -41,12 +41,12 @@ def _verdict(words: set[str]) -> str:
         return "FAIL"
     if "missing" in words:
         return "MISSING"
-    return "SKIP" if words <= {"skipped"} else "PASS"
+    return "SKIP" if words <= {"skipped", "stale"} else "PASS"
 
 
 def abnormal(results: Iterable[Result]) -> list[Result]:
     """What somebody should read, the worst first."""
-    shown = [result for result in results if result.bad or result.result == "flaky"]
+    shown = [result for result in results if result.result in SHOWN]
     return sorted(shown, key=lambda result: WORDS.index(result.result))
 
 

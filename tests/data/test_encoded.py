@@ -24,6 +24,8 @@ from jaxkit.schema.tokenizer import TokenizerSource
 from jaxkit.tasks.inputs import encoding
 from jaxkit.tasks.task import Context
 
+pytestmark = pytest.mark.level(1)
+
 TOKENIZER = {
     "name": "vqgan", "resolution": 8, "num_channels": 1, "hidden_channels": 4, "channel_mult": [1, 1],
     "num_res_blocks": 1, "no_attn_mid_block": True, "z_channels": 4, "num_embeddings": 16, "quantized_embed_dim": 4,

@@ -3,6 +3,7 @@ import sys
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from jaxkit.data import DataError
 from jaxkit.data.sources import open_source
@@ -60,6 +61,43 @@ def test_the_same_split_seed_gives_the_same_split_and_fingerprint_and_another_se
     np.testing.assert_array_equal(first.test.images, again.test.images)
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert len(first.test) == len(other.test)
+
+
+def test_the_fingerprint_of_plain_digits_is_what_it_was_before_they_had_options():
+    # of the revision before image_size, channels and without: runs made then go on
+    assert digits().fingerprint == "digits 1198 + 599 images, sha256 4300466fb0411ced"
+
+
+def test_digits_are_enlarged_and_their_grey_repeated_as_asked():
+    plain, large, colour = digits(), digits(image_size=16), digits(image_size=16, channels=3)
+    assert large.image_shape == (16, 16, 1)
+    assert colour.image_shape == (16, 16, 3)
+    assert digits(image_size=8).fingerprint == plain.fingerprint != large.fingerprint != colour.fingerprint
+    for channel in range(3):
+        np.testing.assert_array_equal(colour.train.images[..., channel], large.train.images[..., 0])
+    np.testing.assert_array_equal(large.train.labels, plain.train.labels)
+    # bilinear at twice the size: a corner is the corner's pixel, and nothing is beyond the neighbours
+    np.testing.assert_array_equal(large.test.images[:, ::15, ::15], plain.test.images[:, ::7, ::7])
+    assert (large.test.images.max((1, 2)) <= plain.test.images.max((1, 2))).all()
+    assert large.test.images.dtype == np.uint8
+
+
+def test_digits_that_are_left_out_leave_the_others_their_class_and_their_split():
+    whole, rest = digits(), digits(without=[7, 9])
+    assert rest.num_classes == 10
+    for split in ("train", "test"):
+        images, labels = (getattr(getattr(whole, split), part) for part in ("images", "labels"))
+        kept = ~np.isin(labels, [7, 9])
+        np.testing.assert_array_equal(getattr(rest, split).labels, labels[kept])
+        np.testing.assert_array_equal(getattr(rest, split).images, images[kept])
+    assert set(rest.train.labels) == set(rest.test.labels) == {0, 1, 2, 3, 4, 5, 6, 8}
+    assert rest.fingerprint != whole.fingerprint
+
+
+@pytest.mark.parametrize("fields", [{"without": [10]}, {"without": range(10)}, {"channels": 2}, {"image_size": 0}])
+def test_options_that_leave_no_digits_are_refused(fields):
+    with pytest.raises(ValidationError, match=next(iter(fields))):
+        digits(**fields)
 
 
 @pytest.mark.parametrize("fraction", [1e-4, 1 - 1e-4])

@@ -12,6 +12,8 @@ pytest.importorskip("inferno")
 
 from interop.benchmarks import quickstart, spiking
 
+pytestmark = pytest.mark.level(1)
+
 
 def test_every_figure_of_a_tiny_run_is_a_positive_number(monkeypatch, tmp_path):
     # once, not five times: only that they run is tested

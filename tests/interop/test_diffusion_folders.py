@@ -25,6 +25,8 @@ from interop.problems import WeightsError
 from jaxkit.errors import ConfigError, UserError
 from jaxkit.models.diffusion.config import from_config, shapes
 
+pytestmark = pytest.mark.level(1)
+
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import thinned
 from diffusion_samples import TEXTS, UNETS, VAE, config_of, ours, text, unet, vae
 from twins import arrays
 
@@ -14,6 +15,8 @@ from interop.diffusion.folders import architecture_of
 from interop.engine import flatten, plan_to_torch, to_torch
 from interop.layout import Spec
 from jaxkit.models.diffusion.config import KINDS, from_config, shapes
+
+pytestmark = pytest.mark.level(1)
 
 # The config.json files of the released models, without keys that have their class's own value.
 SD15 = {
@@ -58,7 +61,11 @@ RELEASED = {
 }
 
 
-@pytest.mark.parametrize(("kind", "config", "count"), RELEASED.values(), ids=RELEASED)
+@pytest.mark.parametrize(
+    ("kind", "config", "count"),
+    thinned(RELEASED.values(), [case for name, case in RELEASED.items() if name != "sdxl unet"]),
+    ids=RELEASED,
+)
 def test_released_models_have_torchs_keys_and_shapes(kind, config, count):
     with torch.device("meta"):
         if kind.startswith("CLIP"):

@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from contextlib import closing
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +9,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from conftest import small_config
 from masked_samples import MODULES, random_variables, same
 from twins import QUICK, relative
 
-from interop.masked.adapters import load_adapted, load_lora, lora_of_run, save_lora
-from interop.masked.folders import load_folder, save_folder
-from interop.masked.layouts import config_of
+from interop.masked.adapters import load_lora, save_lora
+from interop.masked.folders import save_folder
 from interop.problems import WeightsError
-from jaxkit.checkpoint import Checkpoints
-from jaxkit.config import parse
 from jaxkit.errors import ConfigError
-from jaxkit.models.masked.style_adapter import StyleAdapter
-from jaxkit.models.masked.uvit import uvit_tiny
 from jaxkit.nn.adapters import TARGETS, lora_applied, lora_init, lora_merge
 
 with warnings.catch_warnings():
@@ -165,59 +158,3 @@ def test_what_diffusers_has_no_place_for_is_not_written(variables, tmp_path):
     with pytest.raises(ConfigError, match="embed_conv/kernel is no matrix of UVit2DModel"):
         save_lora(MODULE, conv, 1.0, tmp_path / "lora.safetensors")
     assert list(tmp_path.iterdir()) == []
-
-
-def workdir(folder, weights, adapter, params):
-    """What a run leaves: its config and a checkpoint."""
-    task = {
-        "name": "maskgit",
-        "tokenizer": {"model": {"name": "vqgan", "resolution": 8, "pretrained": "elsewhere"}},
-        "model": {"name": "uvit", "pretrained": str(weights)},
-        "condition": {"name": "text", "encoder": {"kind": "clip_projection", "folder": "elsewhere"}},
-    }
-    raw = small_config(task=task | ({"adapter": adapter} if adapter else {}))
-    folder.mkdir()
-    (folder / "config.yaml").write_text(parse(raw, "run").yaml())
-    saved = Checkpoints(folder / "checkpoints", keep_last=1, keep_best=1, metric="loss", mode="min")
-    with closing(saved):
-        saved.save(5, {"params": jax.tree.map(jnp.asarray, params)}, {}, {"loss": 1.0})
-    return folder
-
-
-def test_a_run_of_lora_becomes_a_whole_network_or_a_file(variables, tmp_path):
-    save_folder(MODULE, variables, tmp_path / "base", "diffusers")
-    adapters = lora(variables, "attention")
-    run = workdir(tmp_path / "run", tmp_path / "base", {"name": "lora", "rank": 3, "alpha": 6.0}, adapters)
-    module, whole = load_adapted(run)
-    assert module == MODULE
-    same(whole, jax.tree.map(np.asarray, {"params": lora_merge(variables["params"], adapters, 2.0)}))
-    save_folder(module, whole, tmp_path / "whole", "diffusers")
-    UVit2DModel.from_pretrained(tmp_path / "whole")
-    module, read, scale = lora_of_run(run, 5)
-    assert (module, scale) == (MODULE, 2.0)
-    same(read, adapters)
-
-
-def test_a_run_of_styledrop_becomes_a_network_as_open_muse_has_it(variables, tmp_path):
-    save_folder(MODULE, variables, tmp_path / "base", "diffusers")
-    adapters = StyleAdapter(2, 3, False).init(jax.random.key(0), 32)["params"]
-    settings = {"name": "styledrop", "size": 3, "shared": False}
-    run = workdir(tmp_path / "run", tmp_path / "base", settings, adapters)
-    module, whole = load_adapted(run)
-    assert module == uvit_tiny(use_adapter=True, adapter_proj_dim=3, is_adapter_shared=False)
-    save_folder(module, whole, tmp_path / "whole", "open-muse")
-    again, read = load_folder(tmp_path / "whole")
-    assert again == module
-    same(read, jax.tree.map(np.asarray, {"params": {**variables["params"], "adapter": adapters}}))
-    with pytest.raises(ConfigError, match="use_adapter"):
-        config_of(module, "diffusers")
-    with pytest.raises(ConfigError, match="its adapter is styledrop, which no LoRA file holds"):
-        lora_of_run(run)
-
-
-def test_runs_without_an_adapter_and_folders_without_a_run_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no run is there"):
-        load_adapted(tmp_path)
-    run = workdir(tmp_path / "run", tmp_path / "base", None, {"a": np.ones(2)})
-    with pytest.raises(ConfigError, match="the run of the task maskgit trained no adapter"):
-        load_adapted(run)

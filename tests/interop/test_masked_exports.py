@@ -31,7 +31,7 @@ with warnings.catch_warnings():
     from transformers import BertForMaskedLM, CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 # diffusers and transformers tell of names they will drop; what is loaded is compared by its numbers
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [pytest.mark.level(1), pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")]
 
 
 def loaded(cls, path):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from conftest import thinned
 from flax import serialization
 from masked_samples import FOLDERS, MODULES, VQ, contents, random_variables, rewritten, same, written
 
@@ -26,7 +27,12 @@ from jaxkit.errors import ConfigError
 from jaxkit.models import tokenizers
 from jaxkit.models.masked.uvit import uvit_tiny
 
+pytestmark = pytest.mark.level(1)
+
 CONVERT = Path(__file__).parents[2] / "scripts" / "convert.py"
+
+# of each network
+ONE_LAYOUT = list(dict(FOLDERS).items())
 
 
 @pytest.mark.parametrize(("name", "layout"), FOLDERS)
@@ -78,7 +84,7 @@ def run(*arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize(("name", "layout"), FOLDERS)
+@pytest.mark.parametrize(("name", "layout"), thinned(FOLDERS, ONE_LAYOUT))
 def test_convert_takes_a_folder_to_flax_and_back_bit_for_bit(name, layout, tmp_path):
     path, variables = written(tmp_path, name, layout)
     done = interop.convert(path, tmp_path / "flax.safetensors", "flax", check=True)
@@ -137,7 +143,8 @@ def test_googles_file_becomes_a_folder_of_open_muse_by_way_of_flax(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"), [(name, layout) for name, layout in FOLDERS if name not in ("uvit of half size",)]
+    ("name", "layout"),
+    thinned([case for case in FOLDERS if case[0] != "uvit of half size"], ONE_LAYOUT),
 )
 def test_training_starts_from_a_folder(name, layout, tmp_path):
     path, variables = written(tmp_path, name, layout)

@@ -30,6 +30,8 @@ with warnings.catch_warnings():
     from diffusers.models.normalization import RMSNorm
     from transformers import BertConfig, BertForMaskedLM
 
+pytestmark = pytest.mark.level(1)
+
 # Wider than high, and even: the convolutions take any grid.
 GRID = (4, 6)
 
@@ -133,8 +135,8 @@ def torch_logits(net, tokens, given):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"num_res_blocks": 2},
-        {"half": True, "use_bias": True},
+        pytest.param({"num_res_blocks": 2}, marks=pytest.mark.slow),
+        pytest.param({"half": True, "use_bias": True}, marks=pytest.mark.slow),
         # no projection of the text where its width is that of the blocks
         {"block_out_channels": (32,), "block_num_heads": 4, "use_fused_mlp": True},
         {"norm_type": "layernorm", "use_bias": True, "half": True},

@@ -22,6 +22,8 @@ from jaxkit.spiking.connections import LinearDense
 from jaxkit.spiking.layers import Biclique, Serial
 from jaxkit.spiking.synapses import DeltaCurrent
 
+pytestmark = pytest.mark.level(1)
+
 pytest.importorskip("h5py")
 nir = pytest.importorskip("nir")
 

@@ -1,14 +1,17 @@
 """Configs of open-muse: what jaxkit trains by them, what is said to be different, what is refused."""
 
 import json
+import re
 
 import pytest
 import yaml
 from conftest import ROOT, script
+from masked_samples import MODULES
 
-from interop.engine import flatten
-from interop.masked.layouts import shapes
-from interop.open_muse import translate
+from interop.engine import flatten, plan_to_torch
+from interop.layout import spec
+from interop.masked.layouts import architecture_of, config_of, shapes
+from interop.open_muse import convert_config, translate
 from interop.open_muse.keys import KEYS, page
 from jaxkit.config import parse
 from jaxkit.errors import ConfigError
@@ -226,6 +229,44 @@ def test_its_decay_finds_the_parameters_of_the_network(made, tmp_path):
     found = flatten(mask)
     assert not any(kept for path, kept in found.items() if path.endswith(("scale", "bias", "embedding")))
     assert all(kept for path, kept in found.items() if path.endswith("kernel"))
+
+
+@pytest.mark.parametrize(
+    "name", ["uvit", "uvit of half size", *(f"maskgit_transformer of {k}" for k in ("classes", "texts"))]
+)
+def test_the_decay_of_open_muse_is_that_of_the_pattern_in_the_docs(name):
+    (pattern,) = re.findall(r'`no_decay: \["(.*)"\]`', (ROOT / "docs" / "maskgit.md").read_text())
+    module = MODULES[name]
+    variables = shapes(module)
+    decayed = flatten({"params": decay_mask(variables["params"], (pattern.replace("\\|", "|"),))})
+    table = architecture_of(config_of(module, "open-muse")).table
+    specs = {path: spec(leaf) for path, leaf in flatten(variables).items()}
+    spared = ("bias", "layer_norm.weight", "mlm_ln.weight", "embeddings.weight")
+    for move in plan_to_torch(specs, table).moves:
+        theirs = {not any(part in key for part in spared) for key in move.torch}
+        assert {decayed[path] for path in move.flax} == theirs, move.torch
+
+
+def test_what_a_config_says_of_resuming_is_said_by_the_flag_that_has_it(tmp_path):
+    left = {"experiment.resume_lr_scheduler": False, "experiment.dont_resume_optimizer": True}
+    _, told = translate(research(**left, **{"experiment.resume_from_checkpoint": "runs/a/checkpoint-9"}), tmp_path)
+    (line,) = [line for line in told if "resume_from_checkpoint" in line]
+    assert "runs/a/checkpoint-9" in line
+    assert "--start-from DIR --fresh schedule --fresh optimizer" in line
+    for usual in ({"resume_from_checkpoint": "latest", "resume_lr_scheduler": True}, {}):
+        _, told = translate(research(**{f"experiment.{key}": value for key, value in usual.items()}), tmp_path)
+        assert not any("resume" in line for line in told)
+
+
+def test_a_config_without_prompts_says_that_the_empty_caption_is_drawn(tmp_path):
+    _, told = translate(research(), tmp_path)
+    assert any(line.startswith("dataset.params.validation_prompts_file: none is given") for line in told)
+
+
+def test_a_file_that_is_no_yaml_is_named(tmp_path):
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match=r"broken\.yaml: is no YAML"):
+        convert_config(tmp_path / "broken.yaml", tmp_path / "ours.yaml")
 
 
 def test_the_command_writes_a_config_once(tmp_path):

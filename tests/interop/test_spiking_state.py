@@ -26,6 +26,8 @@ from jaxkit.errors import ConfigError, UserError
 from jaxkit.spiking.layers import Biclique, RecurrentSerial, Serial
 from jaxkit.spiking.neurons import NEURONS
 
+pytestmark = pytest.mark.level(1)
+
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -29,6 +29,8 @@ with warnings.catch_warnings():
     from diffusers import VQModel
     from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
 
+pytestmark = pytest.mark.level(1)
+
 CODES = 64
 
 
@@ -184,10 +186,7 @@ def test_codes_and_images_match_torch_on_a_grid_that_is_no_square(name, record_p
         assert relative(z_q * getattr(model, "scale_factor", 1), codes) <= 1e-6
 
 
-DIFFERENTIATED = (
-    "group norms, attention in the middle", "modulated norms, attention at a level", "paella of one level",
-    "maskgit, channels change",
-)  # fmt: skip
+DIFFERENTIATED = ("group norms, attention in the middle", "paella of one level")
 
 
 @pytest.mark.parametrize("name", thinned(CASES, DIFFERENTIATED))

@@ -19,6 +19,8 @@ from jaxkit import experiment
 from jaxkit.config import parse
 from jaxkit.schema.optimizer import Ema
 
+pytestmark = pytest.mark.level(1)
+
 # None has a bias before a norm: its gradient is nothing but rounding, which every program rounds apart.
 CASES = [(rule, "lenet_tiny") for rule in RULES] + [(rule, "cifar_resnet_tiny") for rule in ("momentum", "adamw")]
 # Four updates of some 1e-3 of the largest value, computed to some 1e-5: a few roundings (6e-8) are measured, 3e-7 the

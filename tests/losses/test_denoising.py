@@ -15,14 +15,14 @@ def maps(seed):
 
 
 def test_an_example_s_noise_is_its_own_on_any_number_of_devices():
-    key, shape = jax.random.key(5), (3, 3, 2)
-    examples = jnp.arange(8) + 40
-    whole = draw_noise(key, examples, shape, 1000)
+    shape = (3, 3, 2)
+    keys = jax.random.split(jax.random.PRNGKey(5), 8)
+    whole = draw_noise(keys, shape, 1000)
     mesh = jax.make_mesh((8,), ("data",), devices=jax.devices()[:8])
-    spread = jax.device_put(examples, NamedSharding(mesh, PartitionSpec("data")))
+    spread = jax.device_put(keys, NamedSharding(mesh, PartitionSpec("data")))
     for drawn in (
-        jax.jit(draw_noise, static_argnums=(2, 3))(key, spread, shape, 1000),
-        jax.tree.map(lambda x: x[::-1], draw_noise(key, examples[::-1], shape, 1000)),
+        jax.jit(draw_noise, static_argnums=(1, 2))(spread, shape, 1000),
+        jax.tree.map(lambda x: x[::-1], draw_noise(keys[::-1], shape, 1000)),
     ):
         # compiled, the inverse error function may end on another last digit
         np.testing.assert_allclose(drawn.noise, whole.noise, atol=1e-6)
@@ -31,7 +31,7 @@ def test_an_example_s_noise_is_its_own_on_any_number_of_devices():
 
 
 def test_noise_is_normal_and_every_time_step_is_drawn():
-    draw = draw_noise(jax.random.key(0), jnp.arange(400), (8, 8, 1), 10)
+    draw = draw_noise(jax.random.split(jax.random.PRNGKey(0), 400), (8, 8, 1), 10)
     # 25600 numbers: four standard errors
     assert abs(float(draw.noise.mean())) < 0.025
     assert abs(float(draw.noise.std()) - 1) < 0.02

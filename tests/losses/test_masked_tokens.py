@@ -21,6 +21,8 @@ from jaxkit.losses.masked_tokens import (
     weigh_tokens,
 )
 
+pytestmark = pytest.mark.level(1)
+
 K, MASK = 16, 20
 
 

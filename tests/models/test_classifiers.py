@@ -9,6 +9,8 @@ from conftest import thinned
 from jaxkit.models import IMAGE_SIDES, MODELS, WITH_DROPOUT, build
 from jaxkit.nn.norms import BatchNorm
 
+pytestmark = pytest.mark.level(1)
+
 TINY = [name for name in MODELS if "tiny" in name]
 # of residual, dense, inverted and parallel blocks
 SOME = ("cifar_resnet_tiny", "vgg_tiny", "densenet_tiny", "mobilenet_v2_tiny", "shufflenet_v1_tiny", "googlenet_tiny")

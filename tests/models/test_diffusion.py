@@ -15,6 +15,8 @@ from jaxkit.models.diffusion.config import KINDS, from_config, shapes
 from jaxkit.models.diffusion.flax_diffusers import refusals
 from jaxkit.models.diffusion.unet import Added
 
+pytestmark = pytest.mark.level(1)
+
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 UNET = {
     "_class_name": "UNet2DConditionModel",

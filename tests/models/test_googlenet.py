@@ -18,6 +18,8 @@ from jaxkit.schema.model import Model
 from jaxkit.tasks import classifier
 from jaxkit.tasks.task import Context
 
+pytestmark = pytest.mark.level(1)
+
 
 def images(side=16, n=4):
     return jnp.asarray(np.random.default_rng(0).normal(size=(n, side, side, 3)), jnp.float32)

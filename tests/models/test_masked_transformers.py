@@ -18,6 +18,8 @@ from jaxkit.models.masked.uvit import MaskGiTUViT, uvit_tiny
 from jaxkit.nn.attention import Attention
 from jaxkit.nn.transformer import GlobalResponseNorm, sinusoidal_embedding
 
+pytestmark = pytest.mark.level(1)
+
 TINY = {"uvit": uvit_tiny, "maskgit_transformer": maskgit_transformer_tiny, "maskgit_bert": maskgit_bert_tiny}
 
 

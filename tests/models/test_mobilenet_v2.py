@@ -7,6 +7,8 @@ import torch
 from interop import reference
 from jaxkit.models import build
 
+pytestmark = pytest.mark.level(1)
+
 TINY = ["mobilenet_v2_tiny", "mobilenet_v2_tiny_tfkd", "mobile_tiny"]
 
 

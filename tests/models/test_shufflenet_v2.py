@@ -12,6 +12,8 @@ from jaxkit.models.shufflenet_v2 import ShuffleUnit
 from jaxkit.nn.layers import Conv
 from jaxkit.nn.norms import BatchNorm
 
+pytestmark = pytest.mark.level(1)
+
 TINY = ["shufflenet_v2_tiny", "shufflenet_v2_tiny_tfkd", "shufflenet_v2_tiny_repdistiller"]
 
 

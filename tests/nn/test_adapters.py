@@ -10,6 +10,8 @@ from jaxkit.models.masked.bert import maskgit_bert_tiny
 from jaxkit.models.masked.transformer import maskgit_transformer_tiny
 from jaxkit.nn.adapters import ATTENTION, FEED_FORWARD, QUERY_KEY_VALUE, lora_applied, lora_init, lora_merge
 
+pytestmark = pytest.mark.level(1)
+
 TOKENS = jnp.arange(16).reshape(1, 4, 4)
 MODEL = maskgit_transformer_tiny(use_normformer=False)
 # a program that runs once: XLA's cheapest code is ready soonest

@@ -17,6 +17,8 @@ from jaxkit.nn.quantizer import (
     straight_through,
 )
 
+pytestmark = pytest.mark.level(1)
+
 
 def draw(*shape, seed=0, scale=1.0):
     return jnp.asarray(np.random.default_rng(seed).normal(0, scale, shape), jnp.float32)

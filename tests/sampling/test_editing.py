@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jaxkit.errors import ShapeError
-from jaxkit.sampling.editing import composite, noise_tokens, outpaint, token_mask
+from jaxkit.sampling.editing import composite, noise_tokens, outpaint, outpaint_windows, token_mask
 from jaxkit.sampling.sampler import Sampler
 
 with warnings.catch_warnings():
@@ -43,6 +43,22 @@ def test_outpainting_surrounds_an_image_with_masked_tokens():
     tokens = jnp.asarray([[[1, 2], [3, 4]]])
     larger = outpaint(tokens, top=1, left=2, right=1, mask_token=9)
     assert larger.tolist() == [[[9, 9, 9, 9, 9], [9, 9, 1, 2, 9], [9, 9, 3, 4, 9]]]
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 3), (1, 2)])
+@pytest.mark.parametrize("around", [(0, 0, 1, 0), (3, 0, 0, 9), (5, 6, 7, 2)])
+def test_windows_cover_what_surrounds_an_image_and_each_overlaps_what_is_known_by_half_of_one_side(size, around):
+    margins = dict(zip(("top", "bottom", "left", "right"), around, strict=True))
+    known = outpaint(jnp.zeros((1, *size), jnp.int32), mask_token=1, **margins)[0] == 0
+    known = np.array(known)
+    for top, left in outpaint_windows(size, **margins):
+        window = known[top : top + size[0], left : left + size[1]]
+        assert window.shape == size
+        assert not window.all()
+        # of a side of one token no half can be known: the window touches what is known
+        assert min(size) == 1 or max(window.any(0).mean(), window.any(1).mean()) >= 0.5
+        window[:] = True
+    assert known.all()
 
 
 def test_a_token_is_repainted_from_the_share_of_its_pixels_on_that_the_threshold_says():

@@ -25,6 +25,8 @@ with warnings.catch_warnings():
     from diffusers import AmusedScheduler
     from diffusers.schedulers import scheduling_amused
 
+pytestmark = pytest.mark.level(1)
+
 K = 11
 MASK = 12
 METHODS = ("maskgit", "lucidrains", "halton", "predict_all", "random_replace")

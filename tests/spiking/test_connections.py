@@ -20,6 +20,8 @@ from jaxkit.spiking.synapses import (
     SingleExponentialCurrent,
 )
 
+pytestmark = pytest.mark.level(1)
+
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 EXECUTIONS = ("gather", "grouped", "future", "convolution")
 WEIGHT = jnp.array([[1.0, 2.0], [3.0, 4.0]])
@@ -180,7 +182,7 @@ CASES = st.tuples(
 )
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(CASES, st.sampled_from(EXECUTIONS), st.integers(1, 8))
 def test_stepwise_chunked_whole_and_batched_are_the_same_for_every_execution(case, execution, cut):
     windowed = case[2] in ("gaussian", "triangle")

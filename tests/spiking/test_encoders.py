@@ -15,6 +15,8 @@ from jaxkit.spiking.encoders import (
     RegularEncoder,
 )
 
+pytestmark = pytest.mark.level(1)
+
 KEY = jax.random.key(0)
 STEPS = 400
 ENCODERS = [

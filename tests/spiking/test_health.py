@@ -15,6 +15,8 @@ from jaxkit.spiking.synapses import (
     SingleExponentialCurrent,
 )
 
+pytestmark = pytest.mark.level(1)
+
 DELTA = DeltaCurrent(spike_charge=1.0)
 SINGLE = SingleExponentialCurrent(spike_charge=1.0, time_constant=3.0)
 DOUBLE = DoubleExponentialCurrent(spike_charge=1.0, tc_decay=4.0, tc_rise=1.0)

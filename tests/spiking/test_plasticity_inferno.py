@@ -231,7 +231,7 @@ def largest_error(connection, here, there) -> float:
     ("kind", "delay", "step_time"),
     thinned(
         [(kind, delay, 1.0) for kind in CONNECTIONS for delay in (None, 2.0)] + [("dense", 3.0, 0.5)],
-        [("dense", 3.0, 0.5), ("lateral", 2.0, 1.0)],
+        [("dense", 3.0, 0.5)],
     ),
 )
 def test_rules_find_infernos_updates_at_each_of_200_steps(kind, delay, step_time, monkeypatch):

@@ -10,6 +10,8 @@ from jaxkit.spiking import synapses
 from jaxkit.spiking.connections import LinearLateral
 from jaxkit.spiking.layers import Biclique, Serial
 
+pytestmark = pytest.mark.level(1)
+
 
 @pytest.fixture(autouse=True)
 def float32_products():

@@ -22,6 +22,8 @@ with warnings.catch_warnings():
     inferno = pytest.importorskip("inferno")
     from inferno import neural
 
+pytestmark = pytest.mark.level(1)
+
 SYNAPSE = SingleExponentialCurrent(spike_charge=30.0, time_constant=3.0)
 
 

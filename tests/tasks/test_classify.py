@@ -14,6 +14,8 @@ from jaxkit.tasks import classify
 from jaxkit.tasks.classifier import in_top
 from jaxkit.tasks.task import Context, Variables
 
+pytestmark = pytest.mark.level(1)
+
 CONTEXT = Context(num_classes=7, load_weights=lambda source, like: pytest.fail("a classifier loads no weights"))
 KEY = jax.random.PRNGKey(0)
 

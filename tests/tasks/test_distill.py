@@ -14,6 +14,8 @@ from jaxkit.step import TrainState, train_step
 from jaxkit.tasks import distill
 from jaxkit.tasks.task import Context, Task, Variables
 
+pytestmark = pytest.mark.level(1)
+
 KEY = jax.random.PRNGKey(0)
 CNN = {"name": "cnn_tiny", "dropout_rate": 0.0}
 # no layer of it mixes examples

@@ -10,6 +10,18 @@ import yaml
 from conftest import script, small_config
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from runs import arrays, identical, largest_difference, learned
+from small_maskgit import (
+    CONTEXT,
+    KEY,
+    MODEL,
+    QUICK,
+    images_of_classes,
+    mean_loss,
+    section,
+    small,
+    task,
+    trained_tokenizer,
+)
 
 from jaxkit.config import parse
 from jaxkit.data.captions import open_tokenizer
@@ -20,63 +32,13 @@ from jaxkit.schema.data import Captions
 from jaxkit.schema.maskgit import MaskGit
 from jaxkit.tasks import image_tokens, maskgit
 from jaxkit.tasks.mask_analysis import analyse, draw
-from jaxkit.tasks.task import Context
 
-KEY = jax.random.PRNGKey(0)
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-TOKENIZER = {
-    "name": "vqgan",
-    "resolution": 8,
-    "num_channels": 1,
-    "hidden_channels": 4,
-    "channel_mult": [1, 1],
-    "num_res_blocks": 1,
-    "no_attn_mid_block": True,
-    "z_channels": 4,
-    "num_embeddings": 16,
-    "quantized_embed_dim": 4,
-    "norm_num_groups": 2,
-}
-MODEL = {
-    "name": "maskgit_transformer",
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "hidden_dropout": 0.0,
-    "attention_dropout": 0.0,
-}
-
-
-def drawn(source, like, partly=False):
-    """Random weights in the place of those of a run."""
-    leaves, tree = jax.tree.flatten(like)
-    rng = np.random.default_rng(0)
-    return jax.tree.unflatten(tree, [jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype) for leaf in leaves])
-
-
-CONTEXT = Context(num_classes=4, load_weights=drawn, image_shape=(8, 8, 1))
-
-
-def section(model=MODEL, **changes) -> dict:
-    tokenizer = {"workdir": "somewhere", "model": TOKENIZER}
-    return {"name": "maskgit", "tokenizer": tokenizer, "model": model, "condition": {"name": "class"}, **changes}
-
-
-def task(**changes):
-    return maskgit.make(MaskGit.model_validate(section(**changes)), CONTEXT)
+pytestmark = pytest.mark.level(1)
 
 
 @pytest.fixture(scope="module")
 def batch():
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.random((8, 8, 8, 1)), jnp.float32)
-    return {"image": images, "label": jnp.arange(8, dtype=jnp.int32) % 4}
-
-
-def mean_loss(made, variables, batch, key=KEY):
-    total, (_, metrics) = jax.jit(made.loss, compiler_options=QUICK)(variables, batch, key)
-    return float(total / metrics["weight"])
+    return images_of_classes()
 
 
 def test_loss_and_metrics_are_sums_over_masked_tokens_and_their_weight_is_the_number_of_those(batch):
@@ -101,17 +63,7 @@ def test_eight_devices_compute_what_one_does(batch):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    raw = small_config(
-        task={"name": "tokenizer", "model": TOKENIZER},
-        optimizer={"name": "adam", "learning_rate": 3e-3},
-        train__steps=30,
-        train__eval_every=30,
-        train__checkpoint_every=30,
-    )
-    raw["data"].pop("augment")
-    folder = tmp_path_factory.mktemp("tokenizer")
-    run(parse(raw, "tokenizer"), folder)
-    return folder
+    return trained_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def test_a_batch_that_is_seen_again_and_again_is_known_by_heart(tokenizer, tmp_path):
@@ -132,22 +84,25 @@ def test_a_batch_that_is_seen_again_and_again_is_known_by_heart(tokenizer, tmp_p
     assert last["loss"] < 0.1
 
 
-def small(tokenizer, **changes) -> dict:
-    raw = small_config(task=section(**changes) | {"tokenizer": {"workdir": str(tokenizer)}})
-    raw["data"].pop("augment")
-    raw["optimizer"] = {"name": "adamw", "learning_rate": 1e-3, "ema": {"decay": 0.9}, "accumulate": 2}
-    raw["train"] |= {"steps": 8, "eval_every": 4, "checkpoint_every": 4}
-    return raw
-
-
+@pytest.mark.slow
 def test_a_run_draws_scores_and_resumes_to_the_same_bytes(tokenizer, tmp_path):
     classifier = small_config(train__steps=4, train__eval_every=4, train__checkpoint_every=4)
     run(parse(classifier, "classifier"), tmp_path / "classifier")
     score = {"classifier": {"workdir": str(tmp_path / "classifier")}, "samples": 100}
     guided = {"steps": 3, "guidance": {"strength": 1.5}}
-    raw = small(tokenizer, score=score, sampler=guided, condition={"name": "class", "dropout": 0.2})
+    raw = small(
+        tokenizer,
+        score=score,
+        sampler=guided,
+        condition={"name": "class", "dropout": 0.2},
+        masking={"metric_ratios": [0.5]},
+    )
     results = run(parse(raw, "maskgit"), tmp_path / "run")
     assert {"fid", "fid_train_vs_test", "class_conditional_accuracy"} <= set(results)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line for line in lines if line["kind"] == "eval"]
+    assert all({"loss_ratio_0.5", "token_accuracy_ratio_0.5"} <= line.keys() for line in evaluated)
+    assert evaluated
     assert results["fid"] > results["fid_train_vs_test"] > 0
     assert (tmp_path / "run" / "samples" / "00000008.png").stat().st_size > 100
     for name in ("inpainting", "predictions"):
@@ -206,10 +161,14 @@ def test_soft_targets_cost_least_where_the_network_agrees_with_them(batch):
     assert mean_loss(cold, variables, batch) == pytest.approx(mean_loss(hard, variables, batch), rel=1e-5)
 
 
-def test_a_tokenizer_that_takes_few_images_at_once_gives_the_same_loss(batch):
+def test_a_tokenizer_that_takes_few_images_at_once_gives_the_same_loss_and_the_same_images(batch):
     whole, chunked = task(), task(encode_chunk=3)
     variables = whole.init(KEY, batch)
     assert mean_loss(chunked, variables, batch) == mean_loss(whole, variables, batch)
+    asked = {"label": batch["label"]}
+    images = [jax.jit(made.draw, compiler_options=QUICK)(variables, KEY, asked) for made in (whole, chunked)]
+    # float32, of convolutions of another shape
+    np.testing.assert_allclose(images[0], images[1], atol=1e-6)
 
 
 def test_evaluation_masks_by_the_ratios_it_is_given(batch):
@@ -220,6 +179,22 @@ def test_evaluation_masks_by_the_ratios_it_is_given(batch):
     # all is masked whatever the key
     np.testing.assert_allclose(found["loss"], again["loss"], rtol=1e-6)
     assert found["token_accuracy"].shape == (8,)
+
+
+def test_evaluation_tells_loss_and_accuracy_by_the_share_of_tokens_masked(batch):
+    made = task(masking={"eval_ratios": [1.0], "metric_ratios": [0.25, 1.0]})
+    variables = made.init(KEY, batch)
+    found = jax.jit(made.evaluate, compiler_options=QUICK)(variables, batch, KEY)
+    assert found.keys() == {
+        f"{name}{share}" for name in ("loss", "token_accuracy") for share in ("", "_ratio_0.25", "_ratio_1")
+    }
+    # float32, of programs that are compiled apart
+    np.testing.assert_allclose(found["loss_ratio_1"], found["loss"], rtol=1e-5)
+    np.testing.assert_array_equal(found["token_accuracy_ratio_1"], found["token_accuracy"])
+    # 4 of 16 tokens
+    quarters = 4 * found["token_accuracy_ratio_0.25"]
+    np.testing.assert_array_equal(quarters, np.round(quarters))
+    assert not np.allclose(found["loss_ratio_0.25"], found["loss"], rtol=1e-3)
 
 
 @pytest.mark.parametrize(

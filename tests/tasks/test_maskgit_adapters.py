@@ -12,7 +12,7 @@ from runs import arrays, identical
 
 from interop.masked.adapters import load_adapted, lora_of_run
 from interop.masked.folders import load_folder, save_folder
-from interop.starts import read_weights
+from interop.starts import READERS
 from jaxkit.config import parse
 from jaxkit.errors import ConfigError
 from jaxkit.experiment import run
@@ -25,6 +25,8 @@ from jaxkit.schema.maskgit import Guidance, MaskGit
 from jaxkit.tasks import maskgit
 from jaxkit.tasks.masked_network import logits_of, network
 from jaxkit.tasks.task import Context
+
+pytestmark = pytest.mark.level(1)
 
 KEY = jax.random.PRNGKey(0)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -207,7 +209,7 @@ def contents(folder):
 def test_a_run_saves_resumes_draws_and_exports_the_adapter_alone(weights, tmp_path):
     before = contents(weights)
     settings = {"name": "lora", "rank": 2, "alpha": 6, "dropout": 0.1}
-    run(experiment(weights, settings), tmp_path / "run", read_weights=read_weights)
+    run(experiment(weights, settings), tmp_path / "run", readers=READERS)
     assert contents(weights) == before
     saved = arrays(tmp_path / "run", 4)
     base_module, base = load_folder(weights / "transformer")
@@ -217,14 +219,14 @@ def test_a_run_saves_resumes_draws_and_exports_the_adapter_alone(weights, tmp_pa
     assert {path.split("/")[-1] for path in saved if not path.startswith("optimizer/")} >= {"down", "up"}
     assert not [path for path in saved if "embedding" in path or "norm" in path]
 
-    run(experiment(weights, settings, steps=2), tmp_path / "half", read_weights=read_weights)
-    run(experiment(weights, settings), tmp_path / "half", read_weights=read_weights)
+    run(experiment(weights, settings, steps=2), tmp_path / "half", readers=READERS)
+    run(experiment(weights, settings), tmp_path / "half", readers=READERS)
     assert identical(arrays(tmp_path / "half", 4), saved)
 
     with pytest.raises(ConfigError, match="nothing that reads weight files"):
         sample_run(tmp_path / "run", 2)
     further = ("task.sampler.guidance.adapter=2.0",)
-    images = sample_run(tmp_path / "run", 2, label=7, overrides=further, read_weights=read_weights)
+    images = sample_run(tmp_path / "run", 2, label=7, overrides=further, readers=READERS)
     assert images.shape == (2, 8, 8, 1)
 
     module, merged = load_adapted(tmp_path / "run")

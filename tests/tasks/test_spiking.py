@@ -13,6 +13,8 @@ from jaxkit.schema.spiking import Spiking
 from jaxkit.tasks import spiking
 from jaxkit.tasks.task import Context
 
+pytestmark = pytest.mark.level(1)
+
 KEY = jax.random.PRNGKey(0)
 CONTEXT = Context(num_classes=3, load_weights=None)
 DELAY = {"longest": 4.0}

@@ -13,6 +13,8 @@ from jaxkit.schema.spiking_stdp import SpikingStdp
 from jaxkit.tasks import spiking_stdp
 from jaxkit.tasks.task import Context
 
+pytestmark = pytest.mark.level(1)
+
 KEY = jax.random.PRNGKey(0)
 SECTION = {
     "name": "spiking_stdp",

@@ -1,14 +1,23 @@
 """Tokenizers: what each loss moves, and what does not move before its time."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import small_config
+from runs import arrays, identical
 
+from jaxkit.config import parse
 from jaxkit.errors import ConfigError
+from jaxkit.experiment import run
 from jaxkit.schema.tokenizer import Tokenizer
+from jaxkit.starts import another_run
 from jaxkit.tasks import tokenizer
 from jaxkit.tasks.task import Context
+
+pytestmark = pytest.mark.level(1)
 
 KEY = jax.random.PRNGKey(0)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -91,6 +100,22 @@ def test_the_start_of_the_discriminator_is_counted_in_updates_of_several_pieces(
         state = {**variables.state, "pieces": jnp.int32(pieces)}
         learning.append(moves(slopes(made, variables._replace(state=state), batch)["discriminator"]))
     assert learning == [False, True]
+
+
+def test_a_run_that_goes_on_from_another_with_a_fresh_schedule_has_the_discriminator_wait_no_second_time(tmp_path):
+    length = {"train__eval_every": 2, "train__checkpoint_every": 1, "train__keep_last": 9}
+    section = {"name": "tokenizer", "model": {**MODEL, "resolution": 8}, "adversarial": {**ADVERSARIAL, "start": 3}}
+    raw = small_config(task=section, optimizer={"name": "adam", "learning_rate": 1e-3}, train__steps=2, **length)
+    raw["data"].pop("augment")
+    run(parse(raw, "tokenizer"), tmp_path / "first")
+    begin = partial(another_run, tmp_path / "first", ("schedule",))
+    run(parse(raw, "tokenizer"), tmp_path / "second", begin=begin)
+    saved = [arrays(tmp_path / "first", 2), *(arrays(tmp_path / "second", step) for step in range(3))]
+    assert [int(found["state/pieces"]) for found in saved] == [2, 2, 3, 4]
+    kept = [{path: leaf for path, leaf in found.items() if path.startswith("params/discr")} for found in saved]
+    # the tokenizer has had three updates before the discriminator's first
+    assert identical(kept[0], kept[2])
+    assert not identical(kept[2], kept[3])
 
 
 def test_pictures_show_images_and_below_them_what_is_made_of_them(batch):

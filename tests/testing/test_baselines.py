@@ -359,3 +359,9 @@ def test_the_runner_records_with_a_reason_and_then_tells_passed_failed_and_stale
     assert "the first numbers" in found["changed"]["output"]
     assert "there is no baseline" in found["missing"]["output"]
     assert "jax 1 then, 2 now" in found["stale"]["info"]
+
+    # numbers of another environment are told, and fail nothing
+    finished, found = run("--", "-k", "same or stale")
+    assert finished.returncode == 0
+    assert {name: one["result"] for name, one in found.items()} == {"same": "passed", "stale": "stale"}
+    assert "=== STALE" in finished.stdout

@@ -12,6 +12,8 @@ from jaxkit import models
 from jaxkit.models.masked.bert import maskgit_bert_tiny
 from jaxkit.testing.capture import linen_records
 
+pytestmark = pytest.mark.level(1)
+
 
 def images(side, channels=3):
     return np.random.default_rng(0).normal(size=(2, side, side, channels)).astype(np.float32)

@@ -14,6 +14,8 @@ from xml.etree import ElementTree
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.level(1)
+
 NASTY = Path(__file__).parent / "nasty"
 CONFIG = """
 isolated: [nasty_segfault.py, nasty_atexit.py, nasty_hang_at_exit.py]

@@ -9,6 +9,8 @@ import pytest
 from jaxkit.testing import environments
 from jaxkit.testing.plan import Environment
 
+pytestmark = pytest.mark.level(1)
+
 OFFLINE = ("--no-index", "--no-deps")
 
 

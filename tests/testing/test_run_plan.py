@@ -97,9 +97,16 @@ def test_batches_are_large_first_and_small_at_the_end_but_not_tiny():
     tests = collected({f"/t/test_{i}.py": 1 for i in range(300)})
     sizes = [batch.seconds for batch in plan.batches(tests, {test.id: 2.0 for test in tests}, 2)]
     assert sizes == sorted(sizes, reverse=True)
-    # half a worker's share of 600 seconds; then of what is left; 20 seconds unless fewer are left
+    # half a worker's share of 600 seconds; then of what is left; a minute unless less is left
     assert sizes[:2] == [150, 112]
-    assert min(sizes[:-1]) >= 20
+    assert min(sizes[:-1]) >= 60
+
+
+def test_of_tests_that_were_never_run_those_of_a_higher_level_begin_first():
+    tests = collected({"/t/test_many.py": 7, "/t/test_long.py": 1})
+    tests[-1] = tests[-1]._replace(level=1)
+    first = plan.batches(tests, {}, 2)[0]
+    assert {test.file for test in first.tests} == {"/t/test_long.py"}
 
 
 def test_a_short_suite_still_has_a_batch_for_each_worker():

@@ -120,7 +120,9 @@ def test_long_output_is_cut_in_its_middle(outcome):
         (["passed", None], "MISSING"),
         (["missing", "passed"], "MISSING"),
         (["crashed", None], "FAIL"),
-        (["stale", "passed"], "FAIL"),
+        (["stale", "passed"], "PASS"),
+        (["stale", "skipped"], "SKIP"),
+        (["stale", "failed"], "FAIL"),
         (["xpassed", "passed"], "FAIL"),
     ],
 )

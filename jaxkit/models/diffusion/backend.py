@@ -42,6 +42,8 @@ def build(
     vae: Config,
     *,
     dtype: Dtype = jnp.float32,
+    text_dtype: Dtype | None = None,
+    vae_dtype: Dtype | None = None,
     remat: Remat = "none",
     attention: Implementation | None = None,
     eos_token_ids: Sequence[int] | None = None,
@@ -55,6 +57,8 @@ def build(
         unet: of the UNet.
         vae: of the autoencoder.
         dtype: of the arithmetic. In float16 the autoencoder stays in float32 where its config has ``force_upcast``.
+        text_dtype: the same of the text encoders; None: ``dtype``.
+        vae_dtype: the same of the autoencoder; None: as said of ``dtype``.
         remat: what the backward pass computes again; of ``diffusers`` only ``none``.
         attention: how attention is computed; of ``diffusers`` ``chunked`` and ``xla``.
         eos_token_ids: the token at which each text encoder's pooled state is taken. By default as its config says,
@@ -65,7 +69,11 @@ def build(
     """
     ends = eos_token_ids or [None] * len(text)
     exact = jnp.dtype(dtype) == jnp.float16 and vae.get("force_upcast", True)
-    types = {"dtype": dtype, "vae_dtype": jnp.float32 if exact else dtype}
+    types = {
+        "dtype": dtype,
+        "vae_dtype": vae_dtype or (jnp.float32 if exact else dtype),
+        "text_dtype": dtype if text_dtype is None else text_dtype,
+    }
     if backend == "native":
         return _native(text, unet, vae, ends, remat=remat, attention=attention, **types)
     # diffusers takes seconds to import
@@ -92,9 +100,10 @@ def condition(
     return jnp.concatenate([state.penultimate for state in states], axis=-1), Added(states[-1].pooled, time_ids)
 
 
-def _native(text, unet, vae, ends, *, dtype, vae_dtype, remat, attention) -> Models:
+def _native(text, unet, vae, ends, *, dtype, vae_dtype, text_dtype, remat, attention) -> Models:
     encoders = [
-        from_config(config, eos_token_id=end, dtype=dtype, remat=remat) for config, end in zip(text, ends, strict=True)
+        from_config(config, eos_token_id=end, dtype=text_dtype, remat=remat)
+        for config, end in zip(text, ends, strict=True)
     ]
     network = from_config(unet, dtype=dtype, remat=remat, attention=attention)
     # a head as wide as its map is none for cuDNN

@@ -59,6 +59,7 @@ def functions(
     *,
     dtype: Dtype,
     vae_dtype: Dtype,
+    text_dtype: Dtype,
     remat: str,
     attention: str | None,
 ) -> tuple:
@@ -85,7 +86,7 @@ def functions(
     chunked = {"use_memory_efficient_attention": attention == "chunked", "split_head_dim": False}
     ours = from_config(vae)
     return (
-        tuple(_text(config, end, dtype) for config, end in zip(text, ends, strict=True)),
+        tuple(_text(config, end, text_dtype) for config, end in zip(text, ends, strict=True)),
         _unet(_built(FlaxUNet2DConditionModel, {**unet, **chunked}, dtype)),
         *_autoencoder(_built(FlaxAutoencoderKL, vae, vae_dtype)),
         ours.scaling_factor,

@@ -42,6 +42,8 @@ _ELSEWHERE = ("use_karras_sigmas", "lower_order_final", "final_sigmas_type")
 _SILENT = (
     *("_class_name", "_diffusers_version", "_name_or_path", "sample_max_value", "dynamic_thresholding_ratio"),
     *("flow_shift", "time_shift_type"),
+    # of UniPC, which is none of the solvers here: another samples from what it was trained with
+    *("predict_x0", "solver_p", "disable_corrector", "use_timestep_scaling"),
 )
 _CLIPPING = ("DDIMScheduler", "DDPMScheduler")
 _LEADING = (*_CLIPPING, "PNDMScheduler")
