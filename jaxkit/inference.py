@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt32
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, PyTree, UInt32
 
 from jaxkit import checkpoint, pictures
 from jaxkit.config import load
@@ -17,8 +18,8 @@ from jaxkit.data.feed import Feed
 from jaxkit.errors import ConfigError
 from jaxkit.evaluation import compiled_evaluation, evaluate, scores
 from jaxkit.experiment import assemble, best_or_last, check_frozen, load_step, precision
-from jaxkit.parallel import Executor
-from jaxkit.starts import digest
+from jaxkit.parallel import AXIS, Executor
+from jaxkit.starts import digest, say
 from jaxkit.tasks.task import Readers, Task, Variables
 from jaxkit.tracking import write_atomically
 
@@ -106,7 +107,7 @@ def sample_run(
         step: of the checkpoint.
         seed: the same seed draws the same images.
         label: the class of all; None: all classes in turn.
-        prompts: captions, in turn; none: the empty one, where the data has captions.
+        prompts: captions, in turn; none: those of the config, or the empty one, where the data has captions.
         image: one to be changed, in one of three ways; with ``k`` channels, the run's ``c``, or grey.
         mask: of its pixels, 1 where it is painted anew.
         strength: how much of it is drawn again, up to 1: image to image.
@@ -131,12 +132,7 @@ def sample_run(
         asked = {"label": labels.astype(jnp.int32)}
         if run.task.read_prompt is not None and label is not None:
             raise ConfigError(f"--class: the task {config.task.name} is asked in words; give --prompt")
-        reader = run.task.read_prompt or run.source.captions
-        if reader is not None:
-            read = [reader(prompt) for prompt in prompts or ("",)]
-            asked |= {name: jnp.stack([read[i % len(read)][name] for i in range(n)]) for name in read[0]}
-        elif prompts:
-            raise ConfigError(f"--prompt: the data of {folder} has no captions; give --class")
+        asked |= _in_words(run, prompts, n)
         if image is not None:
             image = pictures.in_channels(image, run.source.image_shape[-1])
         for name, part, shape in (("image", image, run.source.image_shape), ("mask", mask, run.source.image_shape[:2])):
@@ -146,7 +142,32 @@ def sample_run(
         # numbers that decide the program
         fixed = {name: way for name, way in ways.items() if name != "mask"}
         draw = jax.jit(lambda variables, key, asked: run.task.draw(variables, key, asked | fixed))
-        return np.asarray(draw(run.variables, jax.random.key(seed), asked))
+        variables, asked = _over_devices(run.variables, asked, n)
+        return np.asarray(draw(variables, jax.random.key(seed), asked))
+
+
+def _in_words(run: Restored, prompts: tuple[str, ...], n: int) -> dict[str, Array]:
+    """What ``draw`` asks of texts, in turn; nothing where the data has no captions."""
+    reader, words = run.task.read_prompt or run.source.captions, run.task.words
+    if reader is None:
+        if prompts:
+            raise ConfigError("--prompt: the data of this run has no captions; give --class")
+        return {}
+    without = [prompt for prompt in prompts if words and not any(word in prompt for word in (*words, "{}"))]
+    say(f"warning: {prompt!r} has no new word in it; those of this run: {', '.join(words)}" for prompt in without)
+    read = [reader(prompt) for prompt in prompts or run.task.prompts]
+    return {name: jnp.stack([read[i % len(read)][name] for i in range(n)]) for name in read[0]}
+
+
+def _over_devices(variables: Variables, asked: PyTree, n: int) -> tuple[Variables, PyTree]:
+    """Puts each device's part of a batch on it, and the variables on all; the batch stays whole for the program.
+
+    Of the devices as many are used as divide ``n``: filling up the batch would draw other images.
+    """
+    count = max(k for k in range(1, jax.device_count() + 1) if n % k == 0)
+    mesh = Mesh(np.array(jax.devices()[:count]), (AXIS,))
+    whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+    return jax.device_put(variables, whole), jax.device_put(asked, split)
 
 
 def _config(folder: Path, overrides: tuple[str, ...] = ()):

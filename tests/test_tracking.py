@@ -1,6 +1,7 @@
 import json
 import socket
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -340,3 +341,18 @@ def test_wandb_that_is_not_installed_is_one_message(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"tracking.wandb: wandb is not installed; pip install 'jaxkit\[track\]'"):
         tracker(tmp_path, tracking__wandb={"project": "small"})
+
+
+def test_wandb_gets_the_samples_and_pictures_that_are_written(tmp_path, monkeypatch):
+    sent = []
+    theirs = SimpleNamespace(id="a", log=lambda values, step: sent.append((step, values)), finish=lambda: None)
+    fake = SimpleNamespace(init=lambda **_: theirs, Image=np.asarray, Error=RuntimeError)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    writer = tracker(tmp_path, tracking__wandb={"project": "small"})
+    writer.samples(3, np.random.default_rng(0).random((4, 5, 5, 3), np.float32))
+    writer.pictures(4, {"loss_by_time": np.full((6, 7, 3), 9, np.uint8)})
+    writer.close()
+    assert [(step, list(values)) for step, values in sent] == [(3, ["samples"]), (4, ["loss_by_time"])]
+    written = (tmp_path / "samples" / "00000003.png", tmp_path / "pictures" / "loss_by_time_00000004.png")
+    for path, (_, values) in zip(written, sent, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), *values.values())

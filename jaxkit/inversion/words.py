@@ -67,6 +67,15 @@ class Words:
         kept = set(self.ids(text)[: self.length - 2])
         return tuple(word for word, rows in self._rows.items() if kept.issuperset(rows))
 
+    def require_kept(self, text: str) -> None:
+        """Raises ConfigError for a text of which a vector of a new word is cut off."""
+        ids, most = self.ids(text), self.length - 2
+        if lost := {number for number in ids[most:] if number >= self.vocab_size} - set(ids[:most]):
+            raise ConfigError(
+                f"{text!r} is {len(ids)} tokens, of which {most} are read: {len(lost)} vectors of new words are cut "
+                "off; shorten it, or write the word earlier"
+            )
+
     def require_room(self, texts: Iterable[str], placeholder: str) -> None:
         """Raises ConfigError unless every text holds all vectors of the placeholder, in spite of the cut."""
         rows = self._rows[placeholder]

@@ -49,7 +49,7 @@ class Parts:
             open_words(folder, len(table), vectors, "task.words.placeholder_token")
             for folder, table in zip(pipeline.tokenizers, self._tables, strict=True)
         ]
-        self._paths = self._file_names()
+        self._paths, self.validation_prompts = self._file_names(), self._asked()
         self.zeros_for_empty = pipeline.zeros_for_empty
         self.schedule = NoiseSchedule.from_config(pipeline.scheduler)
         self.models = backend.build(
@@ -122,13 +122,17 @@ class Parts:
         return jnp.broadcast_to(jnp.array([height, width, 0, 0, height, width], jnp.float32), (n, 6))
 
     def read_prompt(self, text: str) -> dict[str, Int32[np.ndarray, " t"]]:
+        """The same as :meth:`prompt_ids`. Raises ConfigError for a text of which a new word is cut off."""
+        for words in self._words:
+            words.require_kept(self._filled(text))
+        return self.prompt_ids(text)
+
+    def prompt_ids(self, text: str) -> dict[str, Int32[np.ndarray, " t"]]:
         """The ids of a text for each text encoder, ``input_ids_0`` and so on; words become their vectors' ids.
 
         Where there is one word, ``{}`` stands for it.
         """
-        if len(self._config.words) == 1:
-            text = text.replace("{}", self._config.words[0].placeholder_token)
-        return {f"input_ids_{i}": words(text) for i, words in enumerate(self._words)}
+        return {f"input_ids_{i}": words(self._filled(text)) for i, words in enumerate(self._words)}
 
     def files(self, params: PyTree) -> dict[str, bytes]:
         """The learned words as files of diffusers: one a word and text encoder, by name."""
@@ -158,6 +162,20 @@ class Parts:
             ]
             right.append(np.concatenate(logits).argmax(-1) == label)
         return float(np.mean(right))
+
+    def _filled(self, text: str) -> str:
+        tokens = [word.placeholder_token for word in self._config.words]
+        return text.replace("{}", tokens[0]) if len(tokens) == 1 else text
+
+    def _asked(self) -> tuple[str, ...]:
+        """The texts that samples are drawn of, in which every word that is asked for must be whole."""
+        texts = self._config.validation_prompts
+        scored = (self._config.score.prompt,) if self._config.score else ()
+        for words in self._words:
+            for token in words.vectors:
+                words.require_room((text.replace("{}", token) for text in (*texts, *scored) if "{}" in text), token)
+        tokens = [word.placeholder_token for word in self._config.words]
+        return tuple(text.replace("{}", token) for text in texts for token in (tokens if "{}" in text else tokens[:1]))
 
     def _file_names(self) -> list[list[str]]:
         """The file of each word's rows, for each text encoder."""

@@ -145,6 +145,7 @@ def sampled_images(
     if size == n:
         return images(key_steps, start, conditions, empty)
     empty = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n, *leaf.shape[1:])), empty)
-    each = jax.tree.map(lambda leaf: rearrange(leaf, "(p i) ... -> p i ...", i=size), (start, conditions, empty))
+    # at once those far from each other, so that every device has some of them at any time
+    each = jax.tree.map(lambda leaf: rearrange(leaf, "(i p) ... -> p i ...", i=size), (start, conditions, empty))
     keys = jax.random.split(key_steps, n // size)
-    return rearrange(jax.lax.map(lambda part: images(part[0], *part[1]), (keys, each)), "p i y x c -> (p i) y x c")
+    return rearrange(jax.lax.map(lambda part: images(part[0], *part[1]), (keys, each)), "p i y x c -> (i p) y x c")

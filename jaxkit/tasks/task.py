@@ -61,6 +61,10 @@ class Task(NamedTuple):
     ``outpaint``, pixels around it (left, right, top, bottom). A task raises ConfigError for what it cannot do."""
     read_prompt: Callable[[str], dict] | None = None
     """``text -> what draw asks of it``, where the task reads texts otherwise than the data does."""
+    prompts: tuple[str, ...] = ("",)
+    """What is drawn, of tasks and data that are asked in words, where nothing is asked for."""
+    words: tuple[str, ...] = ()
+    """New ones, which a prompt without them has nothing of."""
     files: Callable | None = None
     """``params -> {name: bytes}``: files to write beside each checkpoint, in the format of other programs."""
     example_keys: bool = False

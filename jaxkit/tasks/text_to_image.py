@@ -112,6 +112,7 @@ def make(config: TextToImage, context: Context) -> Task:
         draw=draw,
         score=score if judges else None,
         read_prompt=context.captions,
+        prompts=config.prompts,
         example_keys=True,
     )
 

@@ -72,7 +72,7 @@ def make(config: TextualInversion, context: Context) -> Task:
         require_words_alone(batch)
         frozen, n = variables.frozen, len(batch["input_ids_0"])
         asked = [batch[name] for name in sorted(batch) if name.startswith("input_ids")]
-        away = [jnp.asarray(ids)[None] for ids in parts.read_prompt(config.sampler.negative_prompt).values()]
+        away = [jnp.asarray(ids)[None] for ids in parts.prompt_ids(config.sampler.negative_prompt).values()]
         rows = variables.params["rows"]
         context, added = told(rows, frozen, [jnp.repeat(ids, n, 0) for ids in away])
         if parts.zeros_for_empty and not config.sampler.negative_prompt:
@@ -81,13 +81,11 @@ def make(config: TextualInversion, context: Context) -> Task:
         return sampled_images(key, models, schedule, config.sampler, frozen, *conditions, parts.shape)
 
     def asked(texts, n):
-        read = [parts.read_prompt(texts[i % len(texts)]) for i in range(n)]
+        read = [parts.prompt_ids(texts[i % len(texts)]) for i in range(n)]
         return {name: jnp.stack([one[name] for one in read]) for name in read[0]}
 
     def sample(variables, key, n):
-        words = [word.placeholder_token for word in config.words]
-        prompts = [prompt.replace("{}", word) for prompt in config.validation_prompts for word in words]
-        return draw(variables, key, asked(prompts, n))
+        return draw(variables, key, asked(parts.validation_prompts, n))
 
     def score(variables, train, test, key):
         def images(variables, i):
@@ -113,6 +111,8 @@ def make(config: TextualInversion, context: Context) -> Task:
         project=parts.project,
         notes=parts.notes,
         read_prompt=parts.read_prompt,
+        prompts=parts.validation_prompts,
+        words=tuple(word.placeholder_token for word in config.words),
         files=parts.files,
         example_keys=True,
     )
