@@ -38,8 +38,7 @@ def train_step(
     (loss, (moved, metrics)), grads = executor.mean(update(variables, batch, executor.layer_key(key_loss)))
     loss, metrics, grads = weighed(loss, metrics, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    params = task.project(params) if task.project else params
+    params = task.project(optax.apply_updates(state.params, updates))
 
     norms = gradient_norms(grads, scale, each)
     # A loss scaled for float16 overflows its gradients now and then; the optimizer skips those updates itself.

@@ -227,10 +227,10 @@ class Parts:
             jnp.asarray(initial.random_like(table, count * n, _RANDOM)).reshape(count, n, -1) for table in self._tables
         ]
 
-    def _projection(self) -> Callable | None:
+    def _projection(self) -> Callable:
         norm = self._config.norm
         if norm is None:
-            return None
+            return lambda params: params
         each = [_kept(norm, table) for table in self._tables]
         return lambda params: {"rows": [jax.vmap(keep)(rows) for keep, rows in zip(each, params["rows"], strict=True)]}
 

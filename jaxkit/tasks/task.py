@@ -43,13 +43,11 @@ class Task(NamedTuple):
     """``variables, batch, key -> {name: [b]}``: metrics of each example."""
     sample: Callable | None = None
     """``variables, key, n -> images [n h w c] in [0, 1]``, drawn at every evaluation."""
-    samples: int = 16
-    """How many."""
     update: Callable | None = None
     """``variables, batch, key -> (scalar, (state, metrics)), directions``: a local learning rule in place of the
     gradient of ``loss``."""
     pictures: Pictures | None = None
-    project: Callable | None = None
+    project: Callable = lambda params: params
     """``params -> params``: moves parameters, after each update, to where they are allowed."""
     notes: tuple[str, ...] = ()
     """Lines to print before training."""
@@ -67,6 +65,8 @@ class Task(NamedTuple):
     """New ones, which a prompt without them has nothing of."""
     files: Callable | None = None
     """``params -> {name: bytes}``: files to write beside each checkpoint, in the format of other programs."""
+    samples: int = 16
+    """How many images ``sample`` is asked for."""
     example_keys: bool = False
     """Whether training batches carry ``key [b 2]``, each example's own, the same wherever it is computed."""
     score: Callable | None = None
