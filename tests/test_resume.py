@@ -14,8 +14,9 @@ from conftest import ROOT, command, environment, script, thinned
 from runs import arrays, identical
 
 from jaxkit import experiment
-from jaxkit.checkpoint import CheckpointError, saved_steps
+from jaxkit.checkpoint import saved_steps
 from jaxkit.config import parse
+from jaxkit.data import DataError
 from jaxkit.tracking import read_metrics
 
 pytestmark = pytest.mark.level(1)
@@ -206,6 +207,6 @@ def test_other_data_than_the_checkpoints_is_refused(tmp_path):
         np.savez(tmp_path / "data.npz", **parts)
         if not other:
             run(4)
-    with pytest.raises(CheckpointError, match="the checkpoint was written with other data"):
+    with pytest.raises(DataError, match="the checkpoint was written with other data"):
         run(8)
     assert os.path.isdir(tmp_path / "run" / "checkpoints" / "4")
