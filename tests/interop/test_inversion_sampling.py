@@ -1,12 +1,14 @@
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from test_textual_inversion import WORD, config, folders, refused, trained  # noqa: F401
 
 from interop.starts import READERS
 from jaxkit import inference
 from jaxkit.errors import ConfigError
 from jaxkit.inference import sample_run
+from jaxkit.pictures import grid
 
 pytestmark = pytest.mark.level(1)
 
@@ -27,13 +29,11 @@ def drawn(run, n=8, **asked):
 
 
 def test_samples_are_drawn_as_often_as_sample_every_says_and_as_many_as_validation_images(run):
-    from PIL import Image
-
     paths = sorted((run / "samples").iterdir())
     assert [path.name for path in paths] == ["00000002.png", "00000004.png"]
-    # three images of 16 x 16 pixels in a grid, which has a place for each and no row or column without one
-    width, height = Image.open(paths[0]).size
-    assert (width // 16) * (height // 16) in (3, 4)
+    with Image.open(paths[0]) as picture:
+        drawn, expected = (picture.height, picture.width, 3), grid(np.zeros((3, 16, 16, 3), np.float32)).shape
+    assert drawn == expected != grid(np.zeros((16, 16, 16, 3), np.float32)).shape
 
 
 def test_eight_devices_draw_the_images_that_one_does(run, monkeypatch):

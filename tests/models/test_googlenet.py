@@ -158,7 +158,6 @@ def test_with_transform_input_logits_are_those_of_the_torch_twin():
         assert np.abs(found(model.clone(transform_input=False), x) - expected).max() > 1e-3 * np.abs(expected).max()
 
 
-
 def test_transform_input_is_for_three_channels():
     model = build("googlenet", num_classes=3, transform_input=True)
     with pytest.raises(ShapeError, match="transform_input is for images of ImageNet's three channels, got 1"):
