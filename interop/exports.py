@@ -5,7 +5,7 @@ from pathlib import Path
 from interop.diffusion import runs as diffusion
 from interop.masked import runs as masked
 from interop.masked.folders import Layout
-from jaxkit.config import load
+from jaxkit.config import run_config
 from jaxkit.errors import ConfigError, UserError
 
 _DIFFUSION = ("text_to_image", "textual_inversion")
@@ -24,10 +24,7 @@ def export_run(
     Arguments and errors as :func:`interop.masked.runs.export_run`; of latent diffusion, whose folders have one layout,
     as :func:`interop.diffusion.runs.export_run`, and ConfigError for a ``layout`` or a ``pipeline``.
     """
-    config = Path(workdir) / "config.yaml"
-    if not config.is_file():
-        raise ConfigError(f"{workdir}: no run is there ({config} does not exist)")
-    task = load(config).task.name
+    task = run_config(workdir).task.name
     if task not in _DIFFUSION:
         return masked.export_run(workdir, path, layout, step, force, pipeline)
     for flag, value in (("--layout", layout), ("--pipeline", pipeline)):

@@ -188,6 +188,18 @@ def with_sources(section, change: Callable[[Pretrained], Pretrained]):
     return section
 
 
+def run_config(workdir: str | Path, overrides: tuple[str, ...] = (), above: tuple[str, ...] = ()) -> Config:
+    """Reads the config of the run in ``workdir``; the rest as :func:`load`.
+
+    Raises:
+        ConfigError: if no run is there, or what :func:`load` raises.
+    """
+    path = Path(workdir) / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{workdir}: no run is there ({path} does not exist)")
+    return load(path, overrides, above)
+
+
 def trained_model(task: Section) -> Section | None:
     """The model that a ``task`` section trains, if it names one."""
     return getattr(task, "model", None) or getattr(task, "student", None)
@@ -197,11 +209,8 @@ def source_config(source: Pretrained, above: tuple[str, ...] = ()) -> Config:
     """The config of the run that made, or will make, the weights of ``source``."""
     if source.config is not None:
         return load(source.config, source.overrides, above)
-    workdir = Path(source.workdir) if source.workdir is not None else Path(source.checkpoint).parent.parent
-    path = workdir / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{source.workdir or source.checkpoint}: no run is there ({path} does not exist)")
-    return load(path, (), above)
+    workdir = source.workdir if source.workdir is not None else Path(source.checkpoint).parent.parent
+    return run_config(workdir, above=above)
 
 
 def _with_model(source: Pretrained, above: tuple[str, ...]) -> Pretrained:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree, UInt32
 
 from jaxkit import checkpoint, pictures
-from jaxkit.config import load
+from jaxkit.config import Config, run_config
 from jaxkit.data import Source
 from jaxkit.data.feed import Feed
 from jaxkit.errors import ConfigError
@@ -47,7 +47,7 @@ def evaluate_run(folder: Path, step: int | None = None, *, readers: Readers | No
     Raises:
         UserError: if there is no run, no such step, or the checkpoint is damaged.
     """
-    config = _config(folder)
+    config = run_config(folder)
     with precision(config):
         run = restored(folder, config, step, readers)
         params, state, frozen = run.variables
@@ -170,13 +170,11 @@ def _over_devices(variables: Variables, asked: PyTree, n: int) -> tuple[Variable
     return jax.device_put(variables, whole), jax.device_put(asked, split)
 
 
-def _config(folder: Path, overrides: tuple[str, ...] = ()):
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"--workdir {folder}: no run is there ({folder / 'config.yaml'} does not exist)")
+def _config(folder: Path, overrides: tuple[str, ...]) -> Config:
     for override in overrides:
         if override.startswith(IDLE):
             raise ConfigError(f"{override}: has no part in what a checkpoint draws; give task.sampler.KEY=VALUE")
-    return load(folder / "config.yaml", overrides)
+    return run_config(folder, overrides)
 
 
 def restored(folder: Path, config: Any, step: int | None = None, readers: Readers | None = None) -> Restored:

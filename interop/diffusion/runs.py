@@ -15,7 +15,7 @@ from interop.engine import flatten, unflatten
 from interop.files.atomic import publish, require_free, staged
 from interop.masked.configs import read_config
 from interop.starts import READERS
-from jaxkit.config import Config, load
+from jaxkit.config import Config, run_config
 from jaxkit.data.captions import Tokenizer
 from jaxkit.errors import ConfigError
 from jaxkit.experiment import precision
@@ -56,9 +56,7 @@ def export_run(workdir: str | Path, path: str | Path, step: int | None = None, f
             was made with is not there any more.
     """
     workdir, path = Path(workdir), Path(path)
-    if not (workdir / "config.yaml").is_file():
-        raise ConfigError(f"{workdir}: no run is there ({workdir / 'config.yaml'} does not exist)")
-    config = load(workdir / "config.yaml")
+    config = run_config(workdir)
     write = {"text_to_image": _write_trained, "textual_inversion": _write_inverted}.get(config.task.name)
     if write is None:
         raise ConfigError(f"{workdir} is of the task {config.task.name}, and no text_to_image or textual_inversion")

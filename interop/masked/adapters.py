@@ -19,7 +19,7 @@ from interop.masked.folders import architecture_at
 from interop.masked.layouts import architecture_of, config_of, module_of, shapes
 from interop.problems import Problems
 from interop.starts import READERS
-from jaxkit import config as configs
+from jaxkit.config import run_config
 from jaxkit.errors import ConfigError
 from jaxkit.experiment import precision
 from jaxkit.inference import restored
@@ -140,9 +140,7 @@ def load_lora(path: str | Path, module: nn.Module) -> dict[str, Any]:
 
 def _adapted(workdir: Path, step: int | None) -> tuple[MaskGit, Variables]:
     """The task and the variables of a run that trained an adapter."""
-    if not (workdir / "config.yaml").is_file():
-        raise ConfigError(f"{workdir}: no run is there ({workdir / 'config.yaml'} does not exist)")
-    config = configs.load(workdir / "config.yaml")
+    config = run_config(workdir)
     if getattr(config.task, "adapter", None) is None:
         raise ConfigError(f"{workdir}: the run of the task {config.task.name} trained no adapter")
     with precision(config):

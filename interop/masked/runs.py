@@ -16,7 +16,7 @@ from interop.masked.folders import Layout, save_folder
 from interop.masked.layouts import shapes
 from interop.masked.pipeline import save_pipeline
 from interop.starts import READERS
-from jaxkit.config import Config, load
+from jaxkit.config import Config, run_config
 from jaxkit.data import Source
 from jaxkit.data.captions import open_tokenizer
 from jaxkit.data.sources import open_source
@@ -60,7 +60,7 @@ def export_run(
 
 
 def _export_pipeline(workdir: Path, path: Path, source: Path, step: int | None, force: bool) -> list[str]:
-    config = _config(workdir)
+    config = run_config(workdir)
     _require_amused(workdir, config)
     with precision(config):
         run = restored(workdir, config, step, READERS)
@@ -140,7 +140,7 @@ def load_run(workdir: str | Path, step: int | None = None) -> tuple[nn.Module, d
             which other projects have no place for.
     """
     workdir = Path(workdir)
-    config = _config(workdir)
+    config = run_config(workdir)
     if config.task.name not in ("maskgit", "tokenizer"):
         raise ConfigError(f"{workdir} is of the task {config.task.name}, and no maskgit or tokenizer")
     context = _context(open_source(config.data))
@@ -148,12 +148,6 @@ def load_run(workdir: str | Path, step: int | None = None) -> tuple[nn.Module, d
     read = _tokenizer if config.task.name == "tokenizer" else _transformer
     module, variables, grid = read(workdir, config, context, step)
     return module, jax.tree.map(np.asarray, variables), grid
-
-
-def _config(workdir: Path) -> Config:
-    if not (workdir / "config.yaml").is_file():
-        raise ConfigError(f"{workdir}: no run is there ({workdir / 'config.yaml'} does not exist)")
-    return load(workdir / "config.yaml")
 
 
 def _context(source: Source) -> Context:
