@@ -8,10 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from interop.configs import is_diffusion, read_config
 from interop.engine import flatten, plan_to_flax, plan_to_torch
+from interop.files import Weights
 from interop.files.write import STEM
 from interop.layout import Spec, parse
-from interop.masked.configs import read_config
 from interop.problems import Problems, WeightsError
 from interop.rules import Table, compiled, exceptions, match
 from interop.tables import table as table_of
@@ -39,16 +40,18 @@ class Architecture(NamedTuple):
     config: Mapping[str, Any] | None = None
     """The config.json of a model that one describes."""
     stem: str = STEM
-    """What the weights in its folder are called."""
+    """What torch's weights in its folder are called."""
+    flax_stem: str | None = None
+    """What Flax's are called where other projects have the model in Flax; their names leave ``params`` out."""
 
 
 def architecture(model: Any, image_size: tuple[int, int] | None = None) -> Architecture:
     """Finds the architecture that ``model`` means.
 
     Args:
-        model: a name of the zoo; the path of a masked-image model's config.json; ``FILE.py:NAME``, an Architecture or
-            a tuple such as the next in a file of your own; or ``(flax_module, table, example_input)``, a tuple for
-            several inputs; or an Architecture.
+        model: a name of the zoo; the path of a config.json of masked-image models or Stable Diffusion;
+            ``FILE.py:NAME``, an Architecture or a tuple such as the next in a file of your own; or ``(flax_module,
+            table, example_input)``, a tuple for several inputs; or an Architecture.
         image_size: height and width, for the models whose weights depend on it.
 
     Raises:
@@ -59,16 +62,29 @@ def architecture(model: Any, image_size: tuple[int, int] | None = None) -> Archi
     if isinstance(model, tuple):
         return _own(*_checked(model, "the model"))
     if model.endswith(".json"):
-        # flax and jax are loaded for these models alone
-        from interop.masked.layouts import architecture_of
-
-        return architecture_of(read_config(Path(model)))
+        return described_by(read_config(Path(model)))
     if ".py" in model:
         found = _from_file(model)
         return found if isinstance(found, Architecture) else _own(*_checked(found, f"--model {model}"))
     if model not in MODELS:
         raise ConfigError(f"no model is named {model!r}{nearest(model, MODELS) or '.'} All: {', '.join(MODELS)}")
     return Architecture(model, table_of(model), lambda specs: _classifier_shapes(model, specs, image_size))
+
+
+def described_by(config: Mapping[str, Any], weights: Weights | None = None) -> Architecture:
+    """Finds the architecture that a config.json describes; ``weights`` of it may have names of old versions.
+
+    Raises:
+        ConfigError: for a class, a key or a value that jaxkit has not.
+    """
+    # flax and jax are loaded for these models alone
+    if is_diffusion(config):
+        from interop.diffusion import layouts
+
+        return layouts.architecture_of(config, weights)
+    from interop.masked import layouts
+
+    return layouts.architecture_of(config)
 
 
 def guess(specs: Mapping[str, Spec], layout: str, image_size: tuple[int, int] | None = None) -> str:

@@ -11,6 +11,29 @@ def size(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is no size; write 500MB or 5GB")
 
 
+def conversion_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds the commands that convert weights; those that are given only where they mean something are options."""
+    for name in ("to-flax", "to-torch"):
+        command = commands.add_parser(
+            name, help=f"convert a file or folder {name.replace('-', ' ')}", argument_default=argparse.SUPPRESS
+        )
+        command.add_argument(
+            "source", metavar="SRC", help=".pt .pth .bin .safetensors .msgpack .npz, a folder, a pipeline, a workdir"
+        )
+        command.add_argument("destination", metavar="DST", help="its suffix chooses the kind of file; none: a folder")
+        command.add_argument("--model", metavar="NAME", help="or FILE.py:NAME, or a config.json; default: found out")
+        command.add_argument("--dtype", choices=("keep", "f32", "bf16", "f16"), help="default: keep")
+        command.add_argument("--container", metavar="KEY", help="part of a checkpoint, such as model_ema")
+        command.add_argument("--variant", metavar="NAME", help="of a folder's files, such as fp16")
+        command.add_argument(
+            "--image-size", type=int, nargs=2, metavar=("H", "W"), help="where the weights depend on it"
+        )
+        command.add_argument("--max-shard-size", type=size, default="5GB", metavar="SIZE", help="default: 5GB")
+        command.add_argument("--check", action="store_true", help="read DST again, convert back, compare every byte")
+        command.add_argument("--dry-run", action="store_true", help="write nothing")
+        command.add_argument("--force", action="store_true", help="replace an existing DST")
+
+
 def embedding_commands(commands: argparse._SubParsersAction) -> None:
     """Adds the commands for files of textual inversion."""
     command = commands.add_parser("embedding", help="write a learned word of textual inversion for another program")

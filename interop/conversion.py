@@ -1,20 +1,21 @@
 """Converts weight files between torch and Flax, a tensor at a time."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from interop import manifest
+from interop import configs, manifest
 from interop.architecture import Architecture, architecture, require_fit
+from interop.diffusion.weights import open_part
 from interop.engine import flatten, plan_to_torch, unflatten
 from interop.files import Weights, open_weights, write_weights
-from interop.files.write import KINDS
+from interop.files.write import KINDS, write_flax_folder
 from interop.job import Job, cast_type, paths, plan_conversion
 from interop.layout import Spec
-from interop.masked import configs, google
+from interop.masked import google
 from interop.problems import Problems, WeightsError
 from interop.streaming import torch_arrays, torch_specs
 from jaxkit.errors import ConfigError
@@ -120,17 +121,8 @@ def save(
         arrays = torch_arrays(plan, lambda path: np.asarray(given[path]), specs)
     else:
         arrays = ((path, np.asarray(a)) for path, a in given.items())
-    write_weights(
-        Path(destination),
-        specs,
-        arrays,
-        format=format,
-        metadata=manifest.written(found.name) | configs.metadata_of(found.config),
-        max_shard_size=max_shard_size,
-        force=force,
-        config=_beside(destination, format, found) if config is None else config,
-        stem=found.stem,
-    )
+    metadata = manifest.written(found.name) | configs.metadata_of(found.config)
+    _write(Path(destination), specs, arrays, found, format, metadata, max_shard_size, force, config)
 
 
 def convert(
@@ -141,6 +133,7 @@ def convert(
     *,
     dtype: Literal["keep", "f32", "bf16", "f16"] = "keep",
     container: str | None = None,
+    variant: str | None = None,
     image_size: tuple[int, int] | None = None,
     max_shard_size: int | None = None,
     check: bool = False,
@@ -158,6 +151,7 @@ def convert(
         model: what :func:`interop.architecture.architecture` takes; None: guessed from the keys.
         dtype: what floating-point tensors are cast to.
         container: which part of a torch checkpoint, such as ``model_ema``.
+        variant: of a folder that diffusers or transformers wrote: what stands in its files' names, such as ``fp16``.
         image_size: height and width, for models whose weights depend on it.
         max_shard_size: bytes a file of a sharded checkpoint may have.
         check: whether to read the destination again, convert it back and compare every byte.
@@ -169,7 +163,9 @@ def convert(
         FileError: if a file is damaged or unsafe.
         ConfigError: if there is no such file or model, or the destination is there already.
     """
-    with open_weights(Path(source), container) as opened:
+    if variant is not None and not Path(source).is_dir():
+        raise ConfigError(f"{source} is no folder, which has files of the variant {variant!r}: leave it out")
+    with open_part(Path(source), variant) if variant else open_weights(Path(source), container) as opened:
         weights = _readable(opened, to)
         if dry_run:
             return _described(plan_conversion(weights, to, model, dtype, image_size))
@@ -178,17 +174,7 @@ def convert(
             done = _described(job)
             metadata = manifest.converted(weights, digests(), job.names, done.model, job.found.table, job.plan.dropped)
             metadata |= configs.metadata_of(job.found.config)
-        written = write_weights(
-            Path(destination),
-            job.specs,
-            job.arrays(),
-            format=to,
-            metadata=metadata,
-            max_shard_size=max_shard_size,
-            force=force,
-            config=_beside(destination, to, job.found),
-            stem=job.found.stem,
-        )
+        written = _write(Path(destination), job.specs, job.arrays(), job.found, to, metadata, max_shard_size, force)
         if check:
             # of shards the index comes last
             done.notes.append(_checked(job, written[-1], to, dtype))
@@ -203,9 +189,38 @@ def _readable(weights: Weights, to: str) -> Weights:
     return theirs or weights
 
 
-def _beside(destination: str | Path, format: str, found: Architecture) -> Mapping[str, Any] | None:
-    """The config.json to write beside weights: folders of torch layouts have one."""
-    return found.config if format == "torch" and Path(destination).suffix not in KINDS else None
+def _write(
+    destination: Path,
+    specs: Mapping[str, Spec],
+    arrays: Iterable[tuple[str, np.ndarray]],
+    found: Architecture,
+    format: Literal["torch", "flax"],
+    metadata: Mapping[str, str],
+    max_shard_size: int | None,
+    force: bool,
+    config: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Writes a file; or a folder, with the config.json of a model that other projects have in this framework."""
+    folder = destination.suffix not in KINDS
+    if config is None and folder and (format == "torch" or found.flax_stem is not None):
+        config = found.config if found.flax_stem is None else configs.of_framework(found.config, format)
+    if format == "flax" and found.flax_stem is not None:
+        # as the other project has them
+        specs = {path.removeprefix("params/"): spec for path, spec in specs.items()}
+        arrays = ((path.removeprefix("params/"), array) for path, array in arrays)
+    if folder and format == "flax" and found.flax_stem is not None:
+        return write_flax_folder(destination, specs, arrays, force=force, config=config, stem=found.flax_stem)
+    return write_weights(
+        destination,
+        specs,
+        arrays,
+        format=format,
+        metadata=metadata,
+        max_shard_size=max_shard_size,
+        force=force,
+        config=config,
+        stem=found.stem,
+    )
 
 
 def _described(job: Job) -> Conversion:

@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from interop import manifest
-from interop.architecture import Architecture, architecture, guess, require_fit, stripped
+from interop import configs, manifest
+from interop.architecture import Architecture, architecture, described_by, guess, require_fit, stripped
 from interop.engine import Plan, check_tied, flatten, plan_to_flax, plan_to_torch, unflatten
 from interop.files import Weights
 from interop.files.dtypes import is_floating
 from interop.files.folders import MODEL
 from interop.layout import Spec
-from interop.masked import configs, google
+from interop.masked import google
 from interop.streaming import cast_array, moved, torch_arrays, torch_specs
 from jaxkit.errors import ConfigError
 from jaxkit.models import MODELS
@@ -46,21 +46,26 @@ def plan_conversion(weights: Weights, to: str, model: Any, dtype: str, image_siz
 def _copy(weights: Weights, model: Any, dtype: str, image_size: tuple[int, int] | None) -> Job:
     """Plans to write the same tensors anew."""
     weights.notes.append(f"names and layouts are {weights.format}'s already and stay as they are")
-    cast = {name: Spec(spec.shape, cast_type(spec.dtype, dtype)) for name, spec in weights.specs.items()}
     if model is not None:
         found = architecture(model, image_size)
         _require_fit(weights, found)
     elif (config := configs.described(weights)) is not None:
-        found = Architecture(configs.class_of(config), (), unflatten, config, configs.stem_of(config))
+        stems = configs.stem_of(config), configs.flax_stem_of(config)
+        found = Architecture(configs.class_of(config), (), unflatten, config, *stems)
     else:
         found = Architecture(_recorded(weights) or "weights", (), unflatten)
     found, plan = found._replace(table=(), like=unflatten), Plan([], {}, {}, {}, {})
+    theirs = weights.format == "flax" and found.flax_stem is not None
+    names = paths(weights) if theirs else {name: name for name in weights.specs}
+    cast = {
+        name: Spec(weights.specs[key].shape, cast_type(weights.specs[key].dtype, dtype)) for name, key in names.items()
+    }
 
     def arrays():
         for name, spec in cast.items():
-            yield name, cast_array(name, weights.read(name), spec.dtype)
+            yield name, cast_array(name, weights.read(names[name]), spec.dtype)
 
-    return Job(weights, {name: name for name in cast}, found, plan, cast, arrays)
+    return Job(weights, names, found, plan, cast, arrays)
 
 
 def _to_torch(weights: Weights, model: Any, dtype: str, image_size: tuple[int, int] | None) -> Job:
@@ -117,16 +122,13 @@ def _described(weights: Weights) -> Architecture | None:
         return found
     if (config := configs.described(weights)) is None:
         return None
-    # flax and jax are loaded for these models alone
-    from interop.masked.layouts import architecture_of
-
-    return architecture_of(config)
+    return described_by(config, weights)
 
 
 def _require_fit(weights: Weights, found: Architecture) -> None:
     """Raises WeightsError unless a file's tensors are all of the architecture's."""
     if weights.format == "flax":
-        require_fit(found, weights.specs)
+        require_fit(found, {path: weights.specs[name] for path, name in paths(weights).items()})
         return
     names, _ = stripped(list(weights.specs), found.table)
     given = {name: weights.specs[key] for name, key in names.items()}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from interop.architecture import Architecture, stripped
+from interop.configs import class_of, read_config
 from interop.conversion import load
 from interop.diffusion.folders import Pipeline, load_part, load_pipeline
 from interop.diffusion.hub import pipeline_folder
@@ -21,7 +22,6 @@ from interop.files.torch_files import open_file, require_torch
 from interop.files.write import CONFIG
 from interop.layers import Dropped, Kind
 from interop.layout import Spec
-from interop.masked.configs import class_of, read_config
 from interop.problems import Problems
 from interop.rules import Table, compiled, match, written
 from interop.tables import table

@@ -3,23 +3,12 @@
 import argparse
 import signal
 
-from interop.arguments import embedding_commands, size
+from interop.arguments import conversion_commands, embedding_commands
 from jaxkit.cli import reported
 
 parser = argparse.ArgumentParser(description=__doc__, epilog="exit codes: 2 usage, 3 mismatch, 4 unsafe file")
 commands = parser.add_subparsers(dest="command", required=True)
-for name in ("to-flax", "to-torch"):
-    command = commands.add_parser(name, help=f"convert a file or folder {name.replace('-', ' ')}")
-    command.add_argument("source", metavar="SRC", help=".pt .pth .bin .safetensors .msgpack .npz, a folder, a workdir")
-    command.add_argument("destination", metavar="DST", help="its suffix chooses the kind of file; none: a folder")
-    command.add_argument("--model", metavar="NAME", help="or FILE.py:NAME, or a config.json; default: found out")
-    command.add_argument("--dtype", choices=("keep", "f32", "bf16", "f16"), default="keep")
-    command.add_argument("--container", metavar="KEY", help="part of a checkpoint, such as model_ema")
-    command.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"), help="where the weights depend on it")
-    command.add_argument("--max-shard-size", type=size, default="5GB", metavar="SIZE", help="default: 5GB")
-    command.add_argument("--check", action="store_true", help="read DST again, convert back, compare every byte")
-    command.add_argument("--dry-run", action="store_true", help="write nothing")
-    command.add_argument("--force", action="store_true", help="replace an existing DST")
+conversion_commands(commands)
 command = commands.add_parser("inspect", help="list keys, shapes, types and bytes")
 command.add_argument("path", metavar="FILE")
 command.add_argument("--container", metavar="KEY", help="part of a checkpoint, such as model_ema")
@@ -37,11 +26,12 @@ def main() -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a listing may be piped into head
     options = vars(parser.parse_args())
     name = options.pop("command")
-    from interop import conversion, listing
+    from interop import listing
+    from interop.diffusion import pipelines
     from interop.embeddings import commands as embeddings
 
     if name in ("to-flax", "to-torch"):
-        lines = conversion.convert(**options, to=name[3:]).lines()
+        lines = pipelines.convert_any(**options, to=name[3:]).lines()
     elif name == "embedding":
         lines = embeddings.convert(**options)
     elif name == "inspect-embedding":

@@ -8,18 +8,16 @@ import numpy as np
 
 from interop import manifest
 from interop.architecture import Architecture, require_fit
+from interop.configs import read_config
 from interop.conversion import save
+from interop.diffusion.layouts import architecture_of
 from interop.diffusion.weights import open_part
 from interop.engine import unflatten
 from interop.files import FileError, Weights
 from interop.files.write import CONFIG
 from interop.job import paths, plan_conversion
-from interop.masked.configs import read_config
 from interop.problems import Problems
-from interop.rules import Table
-from interop.tables.stable_diffusion import CLIP_TEXT, autoencoder, unet
 from jaxkit.errors import ConfigError
-from jaxkit.models.diffusion.config import class_of, from_config, shapes
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler_config.json"
@@ -70,9 +68,7 @@ def load_pipeline(path: str | Path, variant: str | None = None) -> Pipeline:
         FileError: if a part is missing, or a file is damaged or unsafe.
     """
     path = Path(path)
-    index = read_config(path / INDEX)
-    if (name := index.get("_class_name")) not in _PIPELINES:
-        raise ConfigError(f"{path} holds a {name}; there are {', '.join(_PIPELINES)}")
+    index = require_pipeline(path)
     # a part that a pipeline leaves out is listed as [null, null]
     there = {part for part, library in index.items() if isinstance(library, list) and library[0] is not None}
     text = [name for name in _TEXT if name in there]
@@ -90,6 +86,14 @@ def load_pipeline(path: str | Path, variant: str | None = None) -> Pipeline:
     )
 
 
+def require_pipeline(path: Path) -> dict[str, Any]:
+    """Reads the index of a pipeline of Stable Diffusion. Raises ConfigError if it is of another."""
+    index = read_config(path / INDEX)
+    if (name := index.get("_class_name")) not in _PIPELINES:
+        raise ConfigError(f"{path} holds a {name}; there are {', '.join(_PIPELINES)}")
+    return index
+
+
 def load_part(folder: str | Path, variant: str | None = None) -> Part:
     """Reads the config and the variables of one network; arguments and errors as :func:`load_pipeline`."""
     folder = Path(folder)
@@ -104,28 +108,7 @@ def save_part(part: Part, folder: str | Path, *, force: bool = False) -> None:
     ``force`` replaces a folder that is there. Raises ConfigError if one is and it is off, and WeightsError if the
     variables are not the config's.
     """
-    config = dict(part.config)
-    if "_class_name" in config:
-        config["_class_name"] = config["_class_name"].removeprefix("Flax")
-    save(part.variables, folder, architecture_of(config), force=force)
-
-
-def architecture_of(config: Mapping[str, Any], weights: Weights | None = None) -> Architecture:
-    """Finds what conversion needs to know of the network of a config.json, whose weights may have old names.
-
-    Raises ConfigError for a network that jaxkit has not.
-    """
-    module, name = from_config(config), class_of(config)
-    stem = "model" if name.startswith("CLIP") else "diffusion_pytorch_model"
-    return Architecture(name, _table(name, config, weights), lambda _: shapes(module), config, stem)
-
-
-def _table(name: str, config: Mapping[str, Any], weights: Weights | None) -> Table:
-    if name.startswith("CLIP"):
-        return CLIP_TEXT
-    if name.endswith("UNet2DConditionModel"):
-        return unet(bool(config.get("use_linear_projection")))
-    return autoencoder(weights is not None and any(key.endswith(".proj_attn.weight") for key in weights.specs))
+    save(part.variables, folder, architecture_of(part.config), force=force)
 
 
 def _variables(weights: Weights, found: Architecture) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from interop.configs import read_config
 from interop.diffusion.folders import INDEX, SCHEDULER, Part, load_part, save_part
 from interop.diffusion.hub import pipeline_folder
 from interop.engine import flatten, unflatten
 from interop.files.atomic import publish, require_free, staged
-from interop.masked.configs import read_config
 from interop.starts import READERS
 from jaxkit.config import Config, run_config
 from jaxkit.data.captions import Tokenizer

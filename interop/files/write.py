@@ -86,6 +86,30 @@ def write_weights(
     return _write_file(destination, kind, specs, checked, metadata, force)
 
 
+def write_flax_folder(
+    folder: Path,
+    specs: Mapping[str, Spec],
+    arrays: Iterable[tuple[str, np.ndarray]],
+    *,
+    force: bool,
+    config: Mapping[str, Any],
+    stem: str,
+) -> list[Path]:
+    """Writes a folder as ``save_pretrained`` of Flax classes does; arguments, result and errors as `write_weights`."""
+    require_free([folder], force)
+    if folder.exists() and not (folder / CONFIG).is_file():
+        raise ConfigError(f"{folder} is no folder of a model, and is not replaced by one; choose another")
+    with staged(folder.parent, folder, _total(specs)) as hidden:
+        whole, name = hidden / folder.name, f"{stem}.msgpack"
+        whole.mkdir()
+        _write_config(whole, config)
+        write_weights(
+            whole / name, specs, arrays, format="flax", metadata={}, max_shard_size=None, force=False, kind="msgpack"
+        )
+        publish(hidden, {whole: folder})
+    return [folder / CONFIG, folder / name]
+
+
 def _kind(destination: Path, format: Format) -> str:
     if destination.suffix in KINDS:
         return KINDS[destination.suffix]
@@ -204,12 +228,16 @@ def _write_safetensors(
     with staged(folder, folder / stem, sum(map(_total, planned))) as hidden:
         written = shards.write(hidden, stem, planned, arrays, metadata, format)
         if config is not None:
-            with (hidden / CONFIG).open("xb") as file:
-                file.write((json.dumps(config, indent=2) + "\n").encode())
-            written.insert(0, hidden / CONFIG)
+            written.insert(0, _write_config(hidden, config))
         final = [folder / path.name for path in written]
         publish(hidden, dict(zip(written, final, strict=True)), [path for path in old if path not in final])
     return final
+
+
+def _write_config(folder: Path, config: Mapping[str, Any]) -> Path:
+    with (folder / CONFIG).open("xb") as file:
+        file.write((json.dumps(config, indent=2) + "\n").encode())
+    return folder / CONFIG
 
 
 def _require_alone(folder: Path, own: list[Path]) -> None:

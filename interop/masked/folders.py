@@ -8,13 +8,13 @@ import numpy as np
 from flax import linen as nn
 
 from interop.architecture import Architecture, require_fit
+from interop.configs import described, read_config
 from interop.conversion import load, save
 from interop.engine import flatten, plan_to_torch
 from interop.files import open_weights, write_weights
 from interop.files.write import CONFIG, KINDS
 from interop.layout import Spec
 from interop.masked import google
-from interop.masked.configs import described, read_config
 from interop.masked.layouts import LAYOUTS, architecture_of, config_of, module_of, shapes
 from interop.streaming import torch_arrays, torch_specs
 from jaxkit.errors import ConfigError

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from interop.architecture import Architecture
+from interop.configs import described, stem_of
 from interop.files import FileError, Weights
 from interop.layout import Spec
-from interop.masked.configs import described, stem_of
 from interop.rules import Table
 from interop.tables.maskgit_bert import MASKGIT_BERT_GOOGLE
 from interop.tables.maskgit_vqgan import maskgit_vqgan_google

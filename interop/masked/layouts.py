@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from interop.architecture import Architecture
-from interop.masked.configs import CLASSES, class_of, layout_of, stem_of
+from interop.configs import MASKED, class_of, layout_of, stem_of
 from interop.rules import Table
 from interop.tables.maskgit_bert import MASKGIT_BERT_TRANSFORMERS
 from interop.tables.maskgit_transformer import MASKGIT_TRANSFORMER
@@ -57,10 +57,10 @@ def module_of(config: Mapping[str, Any]) -> nn.Module:
     Raises ConfigError for a class, a key or a value that jaxkit has not.
     """
     name = class_of(config)
-    if name not in CLASSES:
+    if name not in MASKED:
         raise ConfigError(
-            f"config.json names the class {name!r}, which jaxkit has not{nearest(str(name), CLASSES)}; there are "
-            f"{', '.join(CLASSES)}"
+            f"config.json names the class {name!r}, which jaxkit has not{nearest(str(name), MASKED)}; there are "
+            f"{', '.join(MASKED)}"
         )
     kinds = tokenizers if name in tokenizers.CLASSES else transformers
     with _building(name):

@@ -7,9 +7,9 @@ from typing import Any
 
 from flax import linen as nn
 
+from interop.configs import read_config
 from interop.files import FileError
 from interop.files.atomic import publish, require_free, staged
-from interop.masked.configs import read_config
 from interop.masked.folders import load_folder, save_folder
 from jaxkit.errors import ConfigError
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from interop.configs import read_config
 from interop.masked.adapters import load_adapted, merged
-from interop.masked.configs import read_config
 from interop.masked.folders import Layout, save_folder
 from interop.masked.layouts import shapes
 from interop.masked.pipeline import save_pipeline

@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     import transformers
     from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
-from interop.diffusion.folders import architecture_of
+from interop.diffusion.layouts import architecture_of
 from interop.engine import to_flax
 from jaxkit.models.diffusion.config import from_config, shapes
 

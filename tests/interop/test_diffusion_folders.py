@@ -17,8 +17,9 @@ from masked_samples import rewritten, same
 from safetensors.torch import load_file, save_file
 from twins import arrays
 
-from interop.diffusion.folders import Part, architecture_of, load_part, load_pipeline, save_part
+from interop.diffusion.folders import Part, load_part, load_pipeline, save_part
 from interop.diffusion.hub import needed, pipeline_folder
+from interop.diffusion.layouts import architecture_of
 from interop.engine import to_flax
 from interop.files import FileError
 from interop.problems import WeightsError

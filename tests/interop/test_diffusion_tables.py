@@ -11,7 +11,7 @@ from conftest import thinned
 from diffusion_samples import TEXTS, UNETS, VAE, config_of, ours, text, unet, vae
 from twins import arrays
 
-from interop.diffusion.folders import architecture_of
+from interop.diffusion.layouts import architecture_of
 from interop.engine import flatten, plan_to_torch, to_torch
 from interop.layout import Spec
 from jaxkit.models.diffusion.config import KINDS, from_config, shapes

@@ -13,10 +13,12 @@ from interop.files.write import CONFIG as FILE
 # under which a file's metadata has it; where there are other layouts than torch's, no config.json lies beside them
 CONFIG = "jaxkit.config"
 # of open-muse, diffusers and transformers, those that jaxkit has
-CLASSES = (
+MASKED = (
     "MaskGitTransformer", "MaskGiTUViT", "MaskGiTUViT_v2", "UVit2DModel", "BertForMaskedLM", "VQGANModel", "MOVQ",
     "MaskGitVQGAN", "PaellaVQModel", "VQModel",
 )  # fmt: skip
+# of Stable Diffusion; diffusers' Flax classes have "Flax" before these names
+DIFFUSION = ("UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection")
 _LARGEST = 1_000_000
 
 
@@ -33,7 +35,7 @@ def described(weights: Weights) -> dict[str, Any] | None:
         config = parse(text.encode(), weights.path, "config")
     else:
         config = read_config(path) if beside else {}
-    known = class_of(config) in CLASSES
+    known = class_of(config) in MASKED or is_diffusion(config)
     # BERT is many things; Google's transformer has a codebook
     return config if known and (class_of(config) != "BertForMaskedLM" or "codebook_size" in config) else None
 
@@ -62,9 +64,24 @@ def class_of(config: Mapping[str, Any]) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def is_diffusion(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a network of Stable Diffusion."""
+    return str(class_of(config)).removeprefix("Flax") in DIFFUSION
+
+
+def of_framework(config: Mapping[str, Any], format: str) -> dict[str, Any]:
+    """The config.json of a network of Stable Diffusion as ``torch``'s or ``flax``'s class has it."""
+    if "_class_name" not in config:
+        return dict(config)
+    name = config["_class_name"].removeprefix("Flax")
+    return {**config, "_class_name": f"Flax{name}" if format == "flax" else name}
+
+
 def layout_of(config: Mapping[str, Any]) -> str:
     """Whose the class is that a config.json names: ``open-muse``, ``diffusers`` or ``transformers``."""
     name = class_of(config)
+    if is_diffusion(config):
+        return "transformers" if name.startswith("CLIP") else "diffusers"
     if name == "BertForMaskedLM":
         return "transformers"
     # both have a PaellaVQModel, and name its fields otherwise
@@ -72,7 +89,14 @@ def layout_of(config: Mapping[str, Any]) -> str:
     return "diffusers" if name in ("UVit2DModel", "VQModel") or (name == "PaellaVQModel" and own) else "open-muse"
 
 
+def flax_stem_of(config: Mapping[str, Any]) -> str | None:
+    """What Flax's weights beside a config.json are called; None for classes that nobody else has in Flax."""
+    if not is_diffusion(config):
+        return None
+    return "flax_model" if layout_of(config) == "transformers" else "diffusion_flax_model"
+
+
 def stem_of(config: Mapping[str, Any]) -> str:
-    """What the weights beside a config.json are called."""
+    """What torch's weights beside a config.json are called."""
     stems = {"open-muse": "pytorch_model", "diffusers": "diffusion_pytorch_model", "transformers": "model"}
     return stems[layout_of(config)]
