@@ -87,6 +87,9 @@ def convert_pipeline(
         index, notes = _rest(source, whole, index, to)
         _write_json(whole / INDEX, index)
         publish(hidden, {whole: destination})
+    # where it was read is not where it is
+    for part in parts.values():
+        part.notes[:] = [note.replace(str(whole), str(destination)) for note in part.notes]
     return _together(index, to, parts, notes)
 
 

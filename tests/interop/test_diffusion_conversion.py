@@ -150,7 +150,8 @@ def test_a_converted_pipeline_draws_what_torch_draws(tmp_path):
     with jax.default_matmul_precision("highest"):
         drawn = there._generate(ids, params, jax.random.key(0), 4, 16, 16, 3.0, jnp.asarray(latents))
     expected = here("a cat", latents=torch.from_numpy(latents), output_type="np", **given).images
-    np.testing.assert_allclose(np.asarray(drawn), expected, atol=2e-3)
+    # measured 7.5e-6; UNets of the Flax classes are within 6e-5 of torch (tanh GELU)
+    np.testing.assert_allclose(np.asarray(drawn), expected, atol=1e-4)
 
 
 def test_what_a_pipeline_has_beside_its_networks_is_kept_or_named(tmp_path):
