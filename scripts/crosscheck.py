@@ -11,8 +11,12 @@ parser = argparse.ArgumentParser(
     description="Runs a model and its torch twin on the same weights and images: each layer, each gradient, training.",
     epilog="exit codes: 0 passed, 2 usage, 3 not passed or weights of another model, 4 unsafe or damaged file",
 )
-parser.add_argument("--model", required=True, metavar="NAME", help="a name of the zoo, such as resnet50")
-parser.add_argument("--weights", type=Path, metavar="FILE", help="torch's or ours; default: random weights")
+parser.add_argument(
+    "--model", required=True, metavar="NAME", help="of the zoo, such as resnet50; or a config.json of Stable Diffusion"
+)
+parser.add_argument(
+    "--weights", type=Path, metavar="FILE", help="torch's or ours, a folder of Stable Diffusion; default: random"
+)
 parser.add_argument("--html", type=Path, metavar="OUT", help="write the report as a page with plots")
 parser.add_argument("--json", type=Path, metavar="OUT", help="write the report's numbers")
 parser.add_argument(
@@ -34,12 +38,14 @@ def main() -> int:
     require_free([path for path in (arguments.html, arguments.json) if path], arguments.force)
     require_torch()
     from interop import crosscheck
-    from interop.parity.zoo import twins
+    from interop.parity.twins import twins
     from jaxkit.tracking import write_atomically
 
-    pair = twins(arguments.model, arguments.weights, arguments.image_size, arguments.batch, arguments.seed)
+    pair = twins(
+        arguments.model, arguments.weights, arguments.image_size, arguments.batch, arguments.seed, arguments.dtype
+    )
     options = {"dtype": arguments.dtype, "steps": arguments.steps, "seed": arguments.seed}
-    report = crosscheck(pair.torch, pair.flax, pair.table, pair.images, **options)
+    report = crosscheck(pair.torch, pair.flax, pair.table, pair.inputs, **options)
     print(report.table(shutil.get_terminal_size((120, 0)).columns))
     if arguments.html:
         report.html(arguments.html)

@@ -103,7 +103,7 @@ def _networks(index: Mapping[str, Any]) -> list[str]:
 
 def _there(entry: Any) -> bool:
     """Whether an entry of an index is a part that the pipeline has: one that it leaves out is [null, null]."""
-    return isinstance(entry, list) and entry[-1] is not None
+    return isinstance(entry, list) and len(entry) == 2 and entry[-1] is not None
 
 
 def _rest(source: Path, whole: Path, index: Mapping[str, Any], to: str) -> tuple[dict[str, Any], list[str]]:
@@ -117,11 +117,13 @@ def _rest(source: Path, whole: Path, index: Mapping[str, Any], to: str) -> tuple
             notes += note
         elif name in _COPIED and _there(entry):
             shutil.copytree(source / name, whole / name)
-        elif isinstance(entry, list):
+        elif isinstance(entry, list) and len(entry) == 2:
             if _there(entry):
                 notes.append(f"left out {name}, a {entry[1]}: give the pipeline one of your own, or none")
             # Flax's pipelines open without a part only if its class alone is null
             found[name] = ["diffusers", None] if to == "flax" else [None, None]
+    if "requires_safety_checker" in found:
+        found["requires_safety_checker"] = False
     return found, notes
 
 

@@ -52,7 +52,8 @@ def alignment(torch: tuple[int, ...], flax: tuple[int, ...], channels_first: boo
     """Finds how an activation of torch's shape becomes one of Flax's; None if it cannot.
 
     Channels move last, or nothing moves: the shapes tell which, and where both would do, ``channels_first`` does.
-    Torch flattens a map channels first before a dense layer; Flax's counterpart keeps the map.
+    Torch flattens a map channels first before a dense layer, and to a sequence before attention; Flax's counterpart may
+    keep the map.
     """
     last = len(torch) > 2 and (torch[0], *torch[2:], torch[1]) == flax
     if last and (channels_first or torch != flax):
@@ -61,6 +62,12 @@ def alignment(torch: tuple[int, ...], flax: tuple[int, ...], channels_first: boo
         return Alignment("... -> ...", {})
     if len(torch) == 2 and len(flax) == 4 and torch == (flax[0], math.prod(flax[1:])):
         return Alignment("b (c h w) -> b h w c", dict(zip("hwc", flax[1:], strict=True)))
+    if len(torch) == 3 and len(flax) == 4 and torch[0] == flax[0]:
+        _, h, w, c = flax
+        sequences = {"b c (h w) -> b h w c": (c, h * w), "b (h w) c -> b h w c": (h * w, c)}
+        fitting = [pattern for pattern, shape in sequences.items() if shape == torch[1:]]
+        if fitting:
+            return Alignment(fitting[0 if channels_first else -1], {"h": h, "w": w})
     return None
 
 

@@ -22,15 +22,15 @@ _SIDES = {224: 64, 299: 96}
 
 
 class Twins(NamedTuple):
-    """Both modules of a name, their table, and images [b h w c] for them."""
+    """Both modules, their table, and inputs for them: images [b h w c], or an array for each argument."""
 
     torch: torch.nn.Module
     flax: nn.Module
     table: Table
-    images: np.ndarray
+    inputs: np.ndarray | tuple[np.ndarray, ...]
 
 
-def twins(name: str, weights: Path | None, image_size: int | None, batch: int, seed: int) -> Twins:
+def classifier_twins(name: str, weights: Path | None, image_size: int | None, batch: int, seed: int) -> Twins:
     """Builds both modules without dropout, the torch one with its weights, and draws images.
 
     Args:
@@ -62,7 +62,7 @@ def twins(name: str, weights: Path | None, image_size: int | None, batch: int, s
     fields = {"dropout_rate": 0.0} if name in models.WITH_DROPOUT else {}
     net = reference.build(name, classes, shape, **fields)
     if state is None:
-        _randomise(net)
+        randomise(net)
     else:
         # What a table drops, such as a count of batches, may be missing in the file, or more than the twin has.
         state = {key: torch.from_numpy(array) for key, array in state.items() if key in net.state_dict()}
@@ -89,7 +89,7 @@ def _float32(array: np.ndarray) -> np.ndarray:
     return np.array(array, array.dtype if whole else np.float32)
 
 
-def _randomise(net: torch.nn.Module) -> None:
+def randomise(net: torch.nn.Module) -> None:
     """Moves biases, scales and running statistics off the zeros and ones that hide mistakes."""
     for key, value in net.state_dict().items():
         if key.endswith("running_var"):

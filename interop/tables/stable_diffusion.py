@@ -99,7 +99,7 @@ _ENCODER_LAYER = (
 CLIP_TEXT = (
     ("text_model.embeddings.token_embedding", "text_model/embeddings/token_embedding", embedding),
     ("text_model.embeddings.position_embedding", "text_model/embeddings/position_embedding", embedding),
-    ("text_model.embeddings", "", _positions),
+    ("text_model.embeddings", "text_model/embeddings", _positions),
     *_within({"text_model.encoder.layers.{i}": "text_model/encoder/layers/{i}"}, _ENCODER_LAYER),
     ("text_model.final_layer_norm", "text_model/final_layer_norm", layer_norm),
     ("text_projection", "text_projection", dense),

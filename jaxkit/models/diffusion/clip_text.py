@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxkit.errors import ShapeError
 from jaxkit.models.diffusion.attention import FlatAttention
 from jaxkit.models.diffusion.blocks import Remat, rematerialised
-from jaxkit.nn.transformer import PositionEmbedding, exact_gelu, layer_norm
+from jaxkit.nn.transformer import exact_gelu, layer_norm
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
@@ -58,7 +58,12 @@ class Embeddings(nn.Module):
         if rows is not None:
             new = jnp.take(rows, ids - self.vocab_size, axis=0, mode="fill").astype(self.dtype)
             x = jnp.where((ids >= self.vocab_size)[..., None], new, x)
-        return PositionEmbedding(self.max_positions, init, self.dtype, name="position_embedding")(x)
+        if ids.shape[1] > self.max_positions:
+            raise ShapeError(f"a text of {ids.shape[1]} tokens, but there are {self.max_positions} position embeddings")
+        places = nn.Embed(
+            self.max_positions, self.width, embedding_init=init, dtype=self.dtype, name="position_embedding"
+        )
+        return x + places(jnp.arange(ids.shape[1])[None])
 
 
 class FeedForward(nn.Module):
