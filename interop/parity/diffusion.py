@@ -55,7 +55,7 @@ def diffusion_twins(
         dtype: of our arithmetic: f32, bf16 or f16.
 
     Raises:
-        ConfigError: if there is no such network.
+        ConfigError: if there is no such network, or it is given no images and ``image_size`` is.
         WeightsError, FileError: as :func:`interop.diffusion.folders.load_part`.
     """
     module, table = from_config(config, dtype=PRECISIONS[dtype].numpy), architecture_of(config).table
@@ -96,6 +96,8 @@ def _inputs(module: nn.Module, image_size: int | None, batch: int, rng: np.rando
         return rng.normal(size=shape).astype(np.float32)
 
     if isinstance(module, ClipText):
+        if image_size is not None:
+            raise ConfigError(f"--image-size {image_size}: a text encoder is given texts; leave it out")
         return (rng.integers(0, module.vocab_size, (batch, min(_TOKENS, module.max_position_embeddings))),)
     side = image_size or _LOWEST * 2 ** (len(module.block_out_channels) - 1)
     images = normal(batch, side, side, module.in_channels)

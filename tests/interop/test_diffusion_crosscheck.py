@@ -87,3 +87,5 @@ def test_a_network_that_torch_has_no_twin_of_here_is_refused(tmp_path):
     file = tmp_path / "weights.safetensors"
     with pytest.raises(ConfigError, match="give the folder that has the network's config"):
         twins(written(tmp_path, vae(**VAE)), file, None, 2, 0, "f32")
+    with pytest.raises(ConfigError, match="--image-size 8: a text encoder is given texts"):
+        twins(written(tmp_path, NETS["text"]()), None, 8, 2, 0, "f32")
