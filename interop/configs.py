@@ -52,6 +52,11 @@ def read_config(path: Path) -> dict[str, Any]:
     return parse(path.read_bytes(), path, "config")
 
 
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Writes a config.json, or another file of JSON that lies in such a folder."""
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def metadata_of(config: Mapping[str, Any] | None) -> dict[str, str]:
     """What a weight file's metadata says of a config.json, where there is one."""
     return {} if config is None else {CONFIG: json.dumps(config)}

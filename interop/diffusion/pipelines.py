@@ -1,12 +1,11 @@
 """Whole pipelines of Stable Diffusion, from torch's classes to Flax's and back."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from interop.configs import of_framework, read_config
+from interop.configs import of_framework, read_config, write_config
 from interop.conversion import Conversion, convert
 from interop.diffusion.folders import INDEX, SCHEDULER, require_pipeline
 from interop.files.atomic import publish, require_free, staged
@@ -85,7 +84,7 @@ def convert_pipeline(
         whole.mkdir()
         parts = {name: convert(source / name, whole / name, to, **options) for name in _networks(index)}
         index, notes = _rest(source, whole, index, to)
-        _write_json(whole / INDEX, index)
+        write_config(whole / INDEX, index)
         publish(hidden, {whole: destination})
     # where it was read is not where it is
     for part in parts.values():
@@ -136,7 +135,7 @@ def _scheduler(source: Path, folder: Path, to: str) -> tuple[list[str], list[str
         name = _SCHEDULERS[0]
     name = _class_name(name, to)
     folder.mkdir()
-    _write_json(folder / SCHEDULER, {**config, "_class_name": name})
+    write_config(folder / SCHEDULER, {**config, "_class_name": name})
     return ["diffusers", name], notes
 
 
@@ -152,7 +151,3 @@ def _together(index: Mapping[str, Any], to: str, parts: Mapping[str, Conversion]
         [*(f"{name}: {note}" for name, part in parts.items() for note in part.notes), *notes],
         {f"{name}/{path}": doubt for name, part in parts.items() for path, doubt in part.blind.items()},
     )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,15 +1,13 @@
 """Runs of jaxkit's diffusion tasks, as folders of pipelines that torch's diffusers opens."""
 
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from interop.configs import read_config
+from interop.configs import read_config, write_config
 from interop.diffusion.folders import INDEX, SCHEDULER, Part, load_part, save_part
 from interop.diffusion.hub import pipeline_folder
 from interop.engine import flatten, unflatten
@@ -90,12 +88,12 @@ def _write_trained(config: Config, run: Restored, whole: Path) -> list[str]:
         save_part(Part(parts[name], jax.tree.map(np.asarray, tree)), whole / name)
     scheduler = parts["scheduler"]
     (whole / "scheduler").mkdir()
-    _write_json(whole / "scheduler" / SCHEDULER, scheduler)
+    write_config(whole / "scheduler" / SCHEDULER, scheduler)
     classes = {
         "tokenizer": ["transformers", _write_tokenizer(captions, whole / "tokenizer")],
         "scheduler": ["diffusers", scheduler["_class_name"]],
     }
-    _write_json(whole / INDEX, _SD | classes)
+    write_config(whole / INDEX, _SD | classes)
     return [f"prompts as the run's captions, of at most {captions.length} tokens"]
 
 
@@ -172,7 +170,3 @@ def _linked(source: str, destination: str) -> None:
         os.link(os.path.realpath(source), destination)
     except OSError:
         shutil.copy2(source, destination)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
