@@ -12,7 +12,7 @@ def size(text: str) -> int:
 
 
 def conversion_commands(commands: argparse._SubParsersAction) -> None:
-    """Adds the commands that convert weights; those that are given only where they mean something are options."""
+    """Adds the commands that convert weights; of what has no default here, the result holds only what was given."""
     for name in ("to-flax", "to-torch"):
         command = commands.add_parser(
             name, help=f"convert a file or folder {name.replace('-', ' ')}", argument_default=argparse.SUPPRESS

@@ -78,8 +78,12 @@ def of_framework(config: Mapping[str, Any], format: str) -> dict[str, Any]:
     """The config.json of a network of Stable Diffusion as ``torch``'s or ``flax``'s class has it."""
     if "_class_name" not in config:
         return dict(config)
-    name = config["_class_name"].removeprefix("Flax")
-    return {**config, "_class_name": f"Flax{name}" if format == "flax" else name}
+    return {**config, "_class_name": class_name(config["_class_name"], format)}
+
+
+def class_name(name: str, format: str) -> str:
+    """What ``torch`` or ``flax`` calls a class of diffusers or transformers."""
+    return ("Flax" if format == "flax" else "") + name.removeprefix("Flax")
 
 
 def layout_of(config: Mapping[str, Any]) -> str:

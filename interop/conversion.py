@@ -201,15 +201,15 @@ def _write(
     config: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Writes a file; or a folder, with the config.json of a model that other projects have in this framework."""
-    folder = destination.suffix not in KINDS
-    if config is None and folder and (format == "torch" or found.flax_stem is not None):
+    folder, theirs = destination.suffix not in KINDS, format == "flax" and found.flax_stem is not None
+    if config is None and folder and (format == "torch" or theirs):
         config = found.config if found.flax_stem is None else configs.of_framework(found.config, format)
-    if format == "flax" and found.flax_stem is not None:
+    if theirs:
         # as the other project has them
         specs = {path.removeprefix("params/"): spec for path, spec in specs.items()}
         arrays = ((path.removeprefix("params/"), array) for path, array in arrays)
-    if folder and format == "flax" and found.flax_stem is not None:
-        return write_flax_folder(destination, specs, arrays, force=force, config=config, stem=found.flax_stem)
+        if folder:
+            return write_flax_folder(destination, specs, arrays, force=force, config=config, stem=found.flax_stem)
     return write_weights(
         destination,
         specs,

@@ -112,7 +112,8 @@ def paths(weights: Weights) -> dict[str, str]:
     """Maps Flax paths to a file's names; transformers and diffusers save what is under ``params`` alone."""
     if any(name.startswith("params/") for name in weights.specs):
         return {name: name for name in weights.specs}
-    weights.notes.append("read the names as those under 'params'")
+    note = "read the names as those under 'params'"
+    weights.notes += [note] if note not in weights.notes else []
     return {f"params/{name}": name for name in weights.specs}
 
 

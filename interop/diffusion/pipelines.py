@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from interop.configs import of_framework, read_config, write_config
+from interop.configs import class_name, of_framework, read_config, write_config
 from interop.conversion import Conversion, convert
 from interop.diffusion.folders import INDEX, SCHEDULER, require_pipeline
 from interop.files.atomic import publish, require_free, staged
@@ -79,6 +79,8 @@ def convert_pipeline(
     require_free([destination], force)
     if destination.exists() and not _is_pipeline(destination):
         raise ConfigError(f"{destination} is no pipeline, and is not replaced by one; remove it, or choose another")
+    if destination.exists() and destination.samefile(source):
+        raise ConfigError(f"{destination} is the pipeline that is to be converted; choose another folder")
     with staged(destination.parent, destination, 0) as hidden:
         whole = hidden / destination.name
         whole.mkdir()
@@ -110,7 +112,7 @@ def _rest(source: Path, whole: Path, index: Mapping[str, Any], to: str) -> tuple
     found, notes = of_framework(index, to), []
     for name, entry in index.items():
         if name in _networks(index):
-            found[name] = [entry[0], _class_name(entry[1], to)]
+            found[name] = [entry[0], class_name(entry[1], to)]
         elif name == "scheduler":
             found[name], note = _scheduler(source / name, whole / name, to)
             notes += note
@@ -133,19 +135,15 @@ def _scheduler(source: Path, folder: Path, to: str) -> tuple[list[str], list[str
     if to == "flax" and name not in _SCHEDULERS:
         notes.append(f"{name} is none of Flax's schedulers; {_SCHEDULERS[0]} stands in, with the same noise")
         name = _SCHEDULERS[0]
-    name = _class_name(name, to)
+    name = class_name(name, to)
     folder.mkdir()
     write_config(folder / SCHEDULER, {**config, "_class_name": name})
     return ["diffusers", name], notes
 
 
-def _class_name(name: str, to: str) -> str:
-    return ("Flax" if to == "flax" else "") + name.removeprefix("Flax")
-
-
 def _together(index: Mapping[str, Any], to: str, parts: Mapping[str, Conversion], notes: list[str]) -> Conversion:
     return Conversion(
-        _class_name(index["_class_name"], to),
+        class_name(index["_class_name"], to),
         sum(part.tensors for part in parts.values()),
         sum(part.bytes for part in parts.values()),
         [*(f"{name}: {note}" for name, part in parts.items() for note in part.notes), *notes],

@@ -111,7 +111,8 @@ def _require_of_torch(source: Path, path: Path) -> None:
     name = str(read_config(source / INDEX).get("_class_name"))
     if name.startswith("Flax"):
         raise ConfigError(
-            f"{source} is a {name}, which torch does not open; load the run's learned_embeds files in one"
+            f"{source} is a {name}, which torch does not open; load the run's learned_embeds files in what "
+            "scripts/convert.py to-torch makes of it"
         )
     if path.exists() and path.samefile(source):
         raise ConfigError(f"{path} is the pipeline that the run was made with; choose another folder")

@@ -97,10 +97,13 @@ def write_flax_folder(
 ) -> list[Path]:
     """Writes a folder as ``save_pretrained`` of Flax classes does; arguments, result and errors as `write_weights`."""
     require_free([folder], force)
-    if folder.exists() and not (folder / CONFIG).is_file():
-        raise ConfigError(f"{folder} is no folder of a model, and is not replaced by one; choose another")
+    name = f"{stem}.msgpack"
+    if others := sorted({path.name for path in folder.iterdir()} - {CONFIG, name}) if folder.is_dir() else []:
+        raise ConfigError(
+            f"{folder} holds {listed(others)}, which would be lost: remove them, or choose another folder"
+        )
     with staged(folder.parent, folder, _total(specs)) as hidden:
-        whole, name = hidden / folder.name, f"{stem}.msgpack"
+        whole = hidden / folder.name
         whole.mkdir()
         _write_config(whole, config)
         write_weights(
