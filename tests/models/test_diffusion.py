@@ -109,7 +109,7 @@ def test_a_text_encoder_refuses_rows_of_another_width_and_texts_that_are_too_lon
     module = from_config(TEXT)
     with pytest.raises(ShapeError, match="rows of 15 numbers, but the text encoder's are 16 wide"):
         module.apply(drawn(module), text_ids(60), normal(1, 15))
-    with pytest.raises(ShapeError, match="a sequence of 10 tokens"):
+    with pytest.raises(ShapeError, match="a text of 10 tokens, but there are 9 position embeddings"):
         module.apply(drawn(module), jnp.zeros((1, 10), jnp.int32))
 
 
