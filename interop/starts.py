@@ -17,7 +17,6 @@ from interop.diffusion.hub import pipeline_folder
 from interop.embeddings.reading import read
 from interop.engine import flatten, unflatten
 from interop.files import Weights, open_weights
-from interop.files.errors import listed
 from interop.files.torch_files import open_file, require_torch
 from interop.files.write import CONFIG
 from interop.layers import Dropped, Kind
@@ -106,15 +105,13 @@ def read_pipeline(name: str, variant: str | None = None, revision: str | None = 
     return load_pipeline(pipeline_folder(name, variant, revision), variant)
 
 
-def read_embedding(path: str) -> tuple[np.ndarray, ...]:
-    """Reads the vectors of the one learned word of a file, ``[n d]`` of each text encoder.
+def read_embedding(path: str, token: str) -> tuple[np.ndarray, ...]:
+    """Reads the vectors of a learned word, ``[n d]`` of each text encoder; of a file of several, of the one so named.
 
-    Raises what :func:`interop.embeddings.reading.read` does, and ConfigError for a file of several words.
+    Raises what :func:`interop.embeddings.reading.read` does.
     """
-    found = read(path)
-    if len(found) > 1:
-        raise ConfigError(f"{path} has several words, {listed(one.token for one in found)}; take one out of it")
-    return found[0].rows
+    (found,) = read(path, token)
+    return found.rows
 
 
 READERS = Readers(read_weights, read_pipeline, read_embedding)

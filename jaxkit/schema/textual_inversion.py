@@ -17,7 +17,7 @@ class Word(Section):
     initializer_token: str | None = None
     """A word or phrase that the model knows: its tokens' vectors, in turn. None: drawn as the table's are."""
     init_from: str | None = None
-    """A file of learned vectors, of any dialect, to go on from."""
+    """A file of learned vectors, of any dialect, to go on from; of several words, the one of this name."""
 
     @model_validator(mode="after")
     def _one_beginning(self):

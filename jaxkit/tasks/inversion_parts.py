@@ -206,7 +206,7 @@ class Parts:
         return side // reduction, side // reduction, unet.get("in_channels", 4)
 
     def _given(self, word) -> tuple[np.ndarray, ...] | None:
-        return None if word.init_from is None else self._context.read_embedding(word.init_from)
+        return word.init_from and self._context.read_embedding(word.init_from, word.placeholder_token)
 
     def _first(self, i: int, word, given, seed: int) -> Float[np.ndarray, "n d"]:
         """The first vectors of a word for one text encoder."""

@@ -82,7 +82,7 @@ class Readers(NamedTuple):
     pipeline: Callable[..., Any]
     """``name, variant, revision -> pipeline``: Stable Diffusion's networks, of a folder or the model hub."""
     embedding: Callable[..., tuple]
-    """``path -> vectors [n d] of each text encoder``: a learned word of a file."""
+    """``path, word -> vectors [n d] of each text encoder``: a learned word of a file."""
 
 
 class Context(NamedTuple):

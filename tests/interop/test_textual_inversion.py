@@ -330,7 +330,7 @@ def test_captions_masks_norms_and_vectors_of_a_file_go_together(folders, tmp_pat
         (pictures / f"{i}.txt").write_text(f"ab {{}} {'cd'[i % 2]}")
     rows = rng.normal(size=(2, 16)).astype(np.float32)
     path = tmp_path / "word.safetensors"
-    save_file({WORD: rows}, path)
+    save_file({"<other>": rows + 1, WORD: rows}, path)
     task = {
         "words": [{"placeholder_token": WORD, "init_from": str(path)}], "templates": "captions", "snr_gamma": 5.0,
         "norm": {"kind": "median"}, "pooling": "eos",
