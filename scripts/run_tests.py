@@ -16,7 +16,7 @@ parser = argparse.ArgumentParser(
 add = parser.add_argument
 add("--list_tests", action="store_true", help="print what would be collected, and run nothing")
 add("--test_dir", type=Path, default=Path("tests"), metavar="DIR", help="default: tests")
-add("--pattern", default="test_*.py", metavar="GLOB", help="of the names of test files; default: test_*.py")
+add("--pattern", metavar="GLOB", help="of the names of test files; default: pytest's python_files")
 add("--suites", nargs="+", default=(), metavar="F", help="only these files: names, or ends of paths")
 add("--level", type=int, choices=(0, 1, 2), default=0, help="run tests marked level(n) up to this; default: 0")
 add("--run_config", "--run-config", type=Path, metavar="FILE", help="YAML: isolated files, and environments")
@@ -41,17 +41,17 @@ def main() -> int:
     given = vars(parser.parse_args(sys.argv[1:cut]))
     json, junitxml, html = outputs = [given.pop(name) for name in ("json", "junitxml", "html")]
     listing, profile = given.pop("list_tests"), not given.pop("disable_profile")
-    files.require_folders([path for path in outputs if path])
+    sys.stdout.reconfigure(errors="backslashreplace")  # tests have names that a terminal has no letters for
+    files.require_places([path for path in outputs if path])
     run = Run(Options(**given, arguments=tuple(sys.argv[cut + 1 :])))
     outcome = run.listed() if listing else run.done()
-    for path, write in ((json, files.write_json), (junitxml, files.write_junit)):
-        if path:
-            write(path, outcome)
+    # before anything is written: the disk may be full
+    print(report.listing(outcome) if listing else report.render(outcome, profile), flush=True)
+    files.write(outcome, json, junitxml)
     if html:
         from interop.report.style import SCRIPT, STYLE
 
         page.write(html, outcome, profile, STYLE, SCRIPT)
-    print(report.listing(outcome) if listing else report.render(outcome, profile))
     return outcome.exit_code
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jaxkit.errors import ConfigError
@@ -49,10 +49,24 @@ class Durations:
         lines = [f"{file.relative_to(self._root)} {known.get(str(file))}" for file in files]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
-    def keep(self, results: Iterable[Result]) -> None:
-        """Adds those of results that ran to their end, and drops files that are gone."""
+    def keep(self, results: Iterable[Result], ids: Mapping[str, Collection[str]]) -> None:
+        """Adds those of results that ran to their end, and drops files and tests that are gone.
+
+        Args:
+            results: of tests.
+            ids: of all tests of each file that was collected, by its absolute path.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
         new = {result.name: round(result.seconds, 3) for result in results if result.result in _RAN}
         both = {**self._seconds, **new}
-        self._seconds = {name: both[name] for name in sorted(both) if (self._root / name.partition("::")[0]).exists()}
+        current = {file: set(found) for file, found in ids.items()}
+        self._seconds = {name: both[name] for name in sorted(both) if self._there(name, current)}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self._path, json.dumps(self._seconds, indent=0) + "\n")
+
+    def _there(self, name: str, ids: Mapping[str, Collection[str]]) -> bool:
+        """Whether there still is such a test, as far as is known."""
+        file = self._root / name.partition("::")[0]
+        return name in ids[str(file)] if str(file) in ids else file.exists()

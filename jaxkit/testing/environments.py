@@ -2,16 +2,20 @@
 
 import fcntl
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 from jaxkit.errors import UserError
 from jaxkit.testing.plan import Environment
 
 _READY = "ready"
+# another file of requirements or constraints, in one of pip's four spellings
+_INCLUDED = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[\s=]*(\S+)", re.M)
 
 
 class EnvironmentFailed(UserError):
@@ -52,9 +56,20 @@ def python_of(environment: Environment, folder: Path) -> str:
 def key(environment: Environment) -> str:
     """The hash of all that an environment depends on: what it requires, word for word, and this interpreter."""
     parts = [sys.version, sys.prefix, *environment.dependencies]
-    parts += [file.read_text(encoding="utf-8") for file in environment.requirements]
+    parts += [text for file in environment.requirements for text in _texts(file, set())]
     # each with its length: no two lists make the same text
     return hashlib.sha256("".join(f"{len(part)}:{part}" for part in parts).encode()).hexdigest()[:16]
+
+
+def _texts(file: Path, seen: set[Path]) -> Iterator[str]:
+    """A file of requirements, and those that it includes."""
+    if file in seen or not file.is_file():
+        return
+    seen.add(file)
+    text = file.read_text(encoding="utf-8")
+    yield text
+    for name in _INCLUDED.findall(text):
+        yield from _texts(file.parent / name, seen)
 
 
 def _lay_over(place: Path) -> None:

@@ -1,7 +1,7 @@
 """The report as JSON, and as the XML that JUnit made common."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,19 +15,32 @@ _FAILURES = ("failed", "xpassed")
 _SKIPPED = ("skipped", "xfailed", "stale")
 
 
-def require_folders(paths: Iterable[Path]) -> None:
+def require_places(paths: Sequence[Path]) -> None:
     """Refuses to run tests for hours whose report has no place.
 
     Raises:
-        ConfigError: if the folder of one of ``paths`` does not exist.
+        ConfigError: if the folder of one of ``paths`` does not exist, or it is a folder itself.
     """
     for path in paths:
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder; name a file")
         if not path.parent.is_dir():
             raise ConfigError(f"{path}: the folder {path.parent} does not exist; make it first")
 
 
+def write(outcome: Outcome, json_path: Path | None, junit_path: Path | None) -> None:
+    """Writes the report to each path that is given."""
+    if json_path:
+        write_json(json_path, outcome)
+    if junit_path:
+        write_junit(junit_path, outcome)
+
+
 def write_json(path: Path, outcome: Outcome) -> None:
-    """Writes every result, as name, result, info, start, stop, seconds, model, level, gpu, output; and their sums."""
+    """Writes every result, as name, result, info, start, stop, seconds, model, level, gpu, output; and their sums.
+
+    Beside them ``tests``, all that were collected: name, level, models, environment.
+    """
     write_whole(path, json.dumps(tree(outcome), indent=1) + "\n")
 
 
@@ -43,6 +56,10 @@ def tree(outcome: Outcome) -> dict:
         "seconds": round(outcome.ended - outcome.started, 3),
         "setup": outcome.setup,
         "files_without_tests": outcome.empty,
+        "tests": [
+            {"name": clean(test.id), "level": test.level, "models": test.models, "environment": test.environment}
+            for test in outcome.tests
+        ],
         "results": [_row(result) for result in outcome.results],
     }
 

@@ -1,4 +1,4 @@
-"""One GPU a worker, by file locks that the kernel drops when the worker dies."""
+"""GPUs for workers, by file locks that the kernel drops when runner and workers are gone."""
 
 import fcntl
 import math
@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxkit.errors import ConfigError
 
 _MEMORY = 0.9
+_PATIENCE = 5.0
+"""Seconds that nvidia-smi is given; of a driver that hangs it never ends, and the watchdog waits meanwhile."""
 
 
 class Slot(NamedTuple):
@@ -19,13 +22,15 @@ class Slot(NamedTuple):
 
     gpu: str | None
     lock: int | None
-    """A descriptor that the worker inherits: the slot is free when the last process that holds it is gone."""
+    """A descriptor that the worker inherits, so that the GPU stays taken while any process on it lives."""
     variables: dict[str, str]
     """For the environment of the worker."""
 
 
 class Slots:
     """The slots of some GPUs, one for each worker that may share one.
+
+    While a runner has workers on a GPU it holds the lock of it, and other runners wait.
 
     Args:
         gpus: their names, as CUDA_VISIBLE_DEVICES has them; none: workers use no GPU.
@@ -36,18 +41,35 @@ class Slots:
     def __init__(self, gpus: list[str], parallel: int, folder: Path | None = None):
         self._gpus, self._share = gpus, math.ceil(parallel / len(gpus)) if gpus else 0
         self._folder = folder or Path(tempfile.gettempdir()) / "jaxkit-gpus"
+        self._locks: dict[str, int] = {}
+        self._workers = dict.fromkeys(gpus, 0)
+        self._files = _lock_names(gpus)
 
     def claim(self) -> Slot | None:
-        """Takes a slot; None if all are taken."""
+        """Takes a slot, of the GPU with the fewest workers; None if all are taken."""
         if not self._gpus:
             return Slot(None, None, {})
-        self._folder.mkdir(exist_ok=True)
-        for place in range(self._share):
-            for gpu in self._gpus:
-                lock = _locked(self._folder / f"{gpu.replace('/', '_')}.{place}")
-                if lock is not None:
-                    return Slot(gpu, lock, self._variables(gpu))
+        for gpu in sorted(self._gpus, key=self._workers.__getitem__):
+            if self._workers[gpu] < self._share and self._lock(gpu):
+                self._workers[gpu] += 1
+                return Slot(gpu, self._locks[gpu], self._variables(gpu))
         return None
+
+    def release(self, slot: Slot) -> None:
+        """Gives a slot back, when its worker has ended; with the last one of a GPU its lock."""
+        if slot.gpu is not None:
+            self._workers[slot.gpu] -= 1
+            if not self._workers[slot.gpu]:
+                os.close(self._locks.pop(slot.gpu))
+
+    def _lock(self, gpu: str) -> bool:
+        """Takes the lock of a GPU, unless it is held already, here or by another runner; says whether it is here."""
+        if gpu not in self._locks:
+            descriptor = _locked(self._folder, self._files[gpu])
+            if descriptor is None:
+                return False
+            self._locks[gpu] = descriptor
+        return True
 
     def _variables(self, gpu: str) -> dict[str, str]:
         memory = {
@@ -59,8 +81,30 @@ class Slots:
         return {**memory, **own, "CUDA_VISIBLE_DEVICES": gpu}
 
 
-def _locked(path: Path) -> int | None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+def _lock_names(gpus: Sequence[str]) -> dict[str, str]:
+    """The lock file of each GPU: named after its UUID where nvidia-smi tells it, as 0 and GPU-8a1b may be one."""
+    if not gpus:
+        return {}
+    rows = [line.split(", ") for line in _query(["--query-gpu=index,uuid", "--format=csv,noheader"]).splitlines()]
+    known = [(row[0], row[1]) for row in rows if len(row) == 2]
+    return {
+        gpu: next((uuid for index, uuid in known if gpu == index or uuid.startswith(gpu)), gpu).replace("/", "_")
+        for gpu in gpus
+    }
+
+
+def _locked(folder: Path, name: str) -> int | None:
+    """Locks a file of a folder that all users share; None if another has it."""
+    if not folder.is_dir():
+        folder.mkdir(exist_ok=True)
+        # as /tmp itself: everybody's, and nobody removes another's file
+        folder.chmod(0o1777)
+    path = folder / name
+    try:
+        # to lock it needs no right to write: it may be another user's
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -106,5 +150,8 @@ def _query(arguments: list[str]) -> str:
     program = shutil.which("nvidia-smi")
     if program is None:
         return ""
-    found = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=20, check=False)
+    try:
+        found = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    except subprocess.TimeoutExpired:
+        return ""
     return found.stdout.strip() if found.returncode == 0 else ""

@@ -17,7 +17,8 @@ class Options:
     """
 
     test_dir: Path = Path("tests")
-    pattern: str = "test_*.py"
+    pattern: str | None = None
+    """None: what pytest's own ``python_files`` says."""
     suites: Sequence[str] = ()
     level: int = 0
     run_config: Path | None = None

@@ -46,7 +46,7 @@ def _head(outcome: Outcome) -> Iterator[str]:
     setup = " · ".join(f"{name} {value}" for name, value in outcome.setup.items() if value)
     seconds = outcome.ended - outcome.started
     yield f'<p class="muted">{stamp(outcome.started)}, {seconds:.1f} s · {_text(setup)}</p></header>'
-    if not outcome.results:
+    if not outcome.tests:
         yield '<p class="diagnosis">nothing was collected, so nothing is known to work</p>'
     if outcome.signal is not None:
         yield f'<p class="diagnosis">stopped by signal {outcome.signal}: what had not ended by then is missing</p>'

@@ -1,7 +1,9 @@
 """What is run where: test files, the run config, shards, and batches of files for one process each."""
 
+import configparser
 import os
 import statistics
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,6 +17,8 @@ _INI_FILES = {
     "pytest.toml": "[pytest]", ".pytest.toml": "[pytest]", "pytest.ini": "", ".pytest.ini": "",
     "pyproject.toml": "[tool.pytest", "tox.ini": "[pytest]", "setup.cfg": "[tool:pytest]",
 }  # fmt: skip
+PYTHON_FILES = ("test_*.py", "*_test.py")
+"""How pytest takes test files to be named where nothing says otherwise."""
 _LEAST_SECONDS = 60.0
 """Of a batch that could be smaller: a process takes some seconds to import what tests need."""
 _USUAL_SECONDS, _LEVEL_FACTOR = 0.25, 8.0
@@ -90,8 +94,10 @@ def _strings(path: Path, where: str, value: Any) -> tuple[str, ...]:
     return tuple(value or [])
 
 
-def discover(folder: Path, pattern: str) -> list[Path]:
-    """Finds the test files below a folder, in order; hidden folders and virtual environments are no part of it.
+def discover(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """Finds the test files below a folder, in order, through links too, under the names they have there.
+
+    Hidden folders and virtual environments are no part of it.
 
     Raises:
         ConfigError: if there are none.
@@ -99,17 +105,22 @@ def discover(folder: Path, pattern: str) -> list[Path]:
     if not folder.is_dir():
         raise ConfigError(f"--test_dir {folder}: there is no such folder")
     found = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder.resolve(), followlinks=True):
+        if os.path.islink(parent) and os.path.realpath(parent) in map(os.path.realpath, Path(parent).parents):
+            # a link to a folder around it has no end
+            folders.clear()
+            continue
         folders[:] = [
             name
-            for name in folders
+            for name in sorted(folders)
             if not name.startswith(".")
             and name not in ("__pycache__", "node_modules")
             and not Path(parent, name, "pyvenv.cfg").exists()
         ]
-        found += [Path(parent, name).resolve() for name in files if fnmatch(name, pattern)]
+        found += [Path(parent, name) for name in files if any(fnmatch(name, pattern) for pattern in patterns)]
     if not found:
-        raise ConfigError(f"--test_dir {folder}: no file in it or below is named like {pattern!r}")
+        named = " or ".join(map(repr, patterns))
+        raise ConfigError(f"--test_dir {folder}: no file in it or below is named like {named}")
     return sorted(found)
 
 
@@ -222,16 +233,44 @@ def module_name(path: Path) -> str:
     return ".".join(reversed(parts))
 
 
-def pytest_root(folder: Path) -> tuple[Path, list[str]]:
-    """Where pytest is run for the tests in a folder, and the arguments that keep it from looking for itself.
+class Root(NamedTuple):
+    """Where pytest is run for the tests in a folder."""
 
-    It would look from the files it is given, and find another root for another batch.
+    folder: Path
+    arguments: tuple[str, ...]
+    """That keep pytest from looking for itself: from the files of another batch it would find another root."""
+    python_files: tuple[str, ...] = PYTHON_FILES
+    """How test files are named there."""
+
+
+def pytest_root(folder: Path) -> Root:
+    """Finds the nearest configuration of pytest, in a folder or around it.
+
+    Raises:
+        ConfigError: if it cannot be read.
     """
     folder = folder.resolve()
     for parent in (folder, *folder.parents):
         for name, section in _INI_FILES.items():
             file = parent / name
-            if file.is_file() and section in file.read_text(encoding="utf-8", errors="replace"):
-                return parent, [f"--rootdir={parent}", f"--config-file={file}"]
+            if file.is_file() and section in (text := file.read_text(encoding="utf-8", errors="replace")):
+                return Root(parent, (f"--rootdir={parent}", f"--config-file={file}"), _python_files(file, text))
     root = Path.cwd() if folder.is_relative_to(Path.cwd()) else folder
-    return root, [f"--rootdir={root}"]
+    return Root(root, (f"--rootdir={root}",))
+
+
+def _python_files(file: Path, text: str) -> tuple[str, ...]:
+    """What a configuration of pytest says of the names of test files."""
+    try:
+        if file.suffix == ".toml":
+            read = tomllib.loads(text)
+            tool = read if file.name != "pyproject.toml" else read.get("tool", {})
+            section = tool.get("pytest", {})
+            found = section.get("ini_options", section).get("python_files")
+        else:
+            parser = configparser.RawConfigParser(strict=False)
+            parser.read_string(text)
+            found = parser.get("tool:pytest" if file.name == "setup.cfg" else "pytest", "python_files", fallback=None)
+    except (tomllib.TOMLDecodeError, configparser.Error) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from error
+    return tuple(found.split() if isinstance(found, str) else found or PYTHON_FILES)

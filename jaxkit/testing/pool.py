@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxkit.testing import gpus, processes
+from jaxkit.testing.ending import Ending
 from jaxkit.testing.gpus import Slot, Slots
-from jaxkit.testing.results import Ending, Test
+from jaxkit.testing.results import Test
 
 WORKER = Path(__file__).with_name("worker.py")
 _EXIT_SECONDS = 30.0
@@ -36,6 +37,8 @@ class Job(NamedTuple):
     tests: tuple[Test, ...] | None
     """To run; None: to collect."""
     environment: str = "default"
+    known: tuple[str, ...] | None = None
+    """Ids of all tests that were collected in the files; others are told of, once. None: they were."""
 
 
 class Setting(NamedTuple):
@@ -45,6 +48,8 @@ class Setting(NamedTuple):
     """Of jobs, events and logs."""
     root: Path
     """Where pytest is run, and what ids are relative to."""
+    top: Path
+    """Where test files are looked for."""
     arguments: tuple[str, ...]
     """Of pytest."""
     variables: dict[str, str]
@@ -55,13 +60,17 @@ class Setting(NamedTuple):
 
 
 class Signals:
-    """Notes SIGINT and SIGTERM in its ``with`` block; the second one does what it did before."""
+    """Notes SIGINT, SIGTERM and SIGHUP in its ``with`` block; the second one does what it did before."""
 
     def __init__(self):
         self.number: int | None = None
 
     def __enter__(self):
-        self._former = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        noted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # one that is ignored stays so: nohup means what it says
+        self._former = {
+            number: signal.signal(number, self._note) for number in noted if signal.getsignal(number) != signal.SIG_IGN
+        }
         return self
 
     def __exit__(self, *_):
@@ -80,13 +89,15 @@ class Worker:
     """A process at work on a job."""
 
     def __init__(self, job: Job, name: str, setting: Setting, slot: Slot):
-        self.job, self._setting, self._slot = job, setting, slot
+        self.job, self.slot, self._setting = job, slot, setting
         self._log, self._terminal = setting.folder / f"{name}.log", setting.folder / f"{name}.pytest.log"
         events = setting.folder / f"{name}.events"
         events.touch()
         told = {
             "files": job.files,
             "ids": None if job.tests is None else [test.id for test in job.tests],
+            "known": job.known,
+            "top": str(setting.top),
             "arguments": setting.arguments,
             "events": str(events),
             "log": str(self._log),
@@ -113,8 +124,6 @@ class Worker:
                 start_new_session=True,
                 pass_fds=() if slot.lock is None else (slot.lock,),
             )
-        if slot.lock is not None:
-            os.close(slot.lock)
 
     def look(self) -> Ending | None:
         """Reads what the process has told, ends it if it must be, and says so if it has ended."""
@@ -161,10 +170,10 @@ class Worker:
         return self._limits.get(running, self._setting.timeout)
 
     def _note_use(self, event: dict[str, Any]) -> None:
-        if event["event"] == "finish" and self._slot.gpu is not None:
+        if event["event"] == "finish" and self.slot.gpu is not None:
             start = next(one for one in reversed(self._events) if one["event"] == "start" and one["id"] == event["id"])
             if event["time"] - start["time"] > _SLOW_SECONDS:
-                self._use[event["id"]] = gpus.use(self._slot.gpu)
+                self._use[event["id"]] = gpus.use(self.slot.gpu)
 
     def _trace(self) -> None:
         """Has the process write the line of each of its threads: pytest has faulthandler answer SIGABRT."""
@@ -196,8 +205,10 @@ def run(
                 ending = worker.look()
                 if ending is not None:
                     running.remove(worker)
+                    slots.release(worker.slot)
                     waiting.extend(after(ending))
             time.sleep(_POLL_SECONDS)
     finally:
         for worker in running:
             after(worker.end("the runner was stopped", "missing"))
+            slots.release(worker.slot)

@@ -43,14 +43,14 @@ def _models(outcome: Outcome) -> Iterator[str]:
     if found:
         yield "\nmodels"
         width = max(map(len, found))
-        yield from (f"  {name:<{width}}  {verdict}" for name, verdict in found.items())
+        yield from (f"  {clean(name):<{width}}  {verdict}" for name, verdict in found.items())
 
 
 def _slowest(outcome: Outcome) -> Iterator[str]:
     found = slowest(outcome.results)
     if found:
         yield "\nslowest"
-        yield from (f"  {result.seconds:>8.2f} s  {result.name}{_use(result)}" for result in found)
+        yield from (f"  {result.seconds:>8.2f} s  {clean(result.name)}{_use(result)}" for result in found)
 
 
 def _use(result: Result) -> str:
@@ -59,10 +59,10 @@ def _use(result: Result) -> str:
 
 def _end(outcome: Outcome) -> Iterator[str]:
     for file in outcome.empty:
-        yield f"no tests in {file}"
+        yield f"no tests in {clean(file)}"
     if outcome.setup["shard"]:
         yield f"shard {outcome.setup['shard']}"
-    if not outcome.results:
+    if not outcome.tests:
         yield "nothing was collected, so nothing is known to work"
     elif outcome.signal is not None:
         yield f"stopped by signal {outcome.signal}: what had not ended by then is missing"
@@ -77,5 +77,5 @@ def listing(outcome: Outcome) -> str:
     lines = []
     for test in outcome.tests:
         more = [f"level {test.level}", *([test.environment] if test.environment != "default" else []), *test.models]
-        lines.append(f"{test.id}  ({', '.join(more)})")
+        lines.append(f"{clean(test.id)}  ({', '.join(more)})")
     return "\n".join([*lines, *_abnormal(outcome), f"{len(outcome.tests)} tests"])

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxkit.testing import environments, gpus, plan, pool
+from jaxkit.testing.accounts import account, gathered
 from jaxkit.testing.durations import Durations
+from jaxkit.testing.ending import Ending
 from jaxkit.testing.options import Options
 from jaxkit.testing.pool import Job, Setting, Signals
-from jaxkit.testing.results import SHOWN, Ending, Result, Test, account, gathered
+from jaxkit.testing.results import SHOWN, Result, Test
 from jaxkit.testing.texts import clean
 
 _RETRIED = ("failed", "error", "crashed", "timeout")
@@ -37,7 +39,7 @@ class Outcome(NamedTuple):
         """0: all is well; 1: something is not, or there was nothing; 128 + n: ended by signal n."""
         if self.signal is not None:
             return 128 + self.signal
-        return int(any(result.bad for result in self.results) or not (self.results or self.tests))
+        return int(any(result.bad for result in self.results) or not self.tests)
 
 
 class Run:
@@ -50,12 +52,12 @@ class Run:
     def __init__(self, options: Options):
         self._options = options
         self._config = plan.read_config(options.run_config) if options.run_config else plan.RunConfig()
-        files = plan.discover(options.test_dir, options.pattern)
+        root = plan.pytest_root(options.test_dir)
+        files = plan.discover(options.test_dir, [options.pattern] if options.pattern else root.python_files)
         assigned = plan.assigned(files, self._config)
         isolated = files if options.subprocess else plan.chosen(files, self._config.isolated, "isolated")
         self._isolated = frozenset(map(str, isolated))
-        self._root, arguments = plan.pytest_root(options.test_dir)
-        self._arguments = (*arguments, *options.arguments)
+        self._root, self._arguments = root.folder, (*root.arguments, *options.arguments)
         self._durations = Durations(options.durations or self._root / ".pytest_cache" / "durations.json", self._root)
         self._files = plan.chosen(files, options.suites, "--suites") if options.suites else files
         self._setup = {"shard": ""}
@@ -70,6 +72,8 @@ class Run:
         self._slots = gpus.Slots(visible, self._parallel)
         self._setup |= {"workers": str(self._parallel), "GPUs": ", ".join(visible) or "none", "root": str(self._root)}
         self._tests: list[Test] = []
+        self._ids: dict[str, list[str]] = {}
+        """Of all tests of a file."""
         self._results: dict[str, list[Result]] = {}
         """By test; that of the test itself, then those of its subtests."""
         self._others: list[Result] = []
@@ -109,7 +113,8 @@ class Run:
             ),
         }
         arguments = (*self._arguments, "-o", f"cache_dir={folder / 'cache'}")
-        return Setting(folder, self._root, arguments, variables, self._pythons(), self._options.timeout)
+        top = self._options.test_dir.resolve()
+        return Setting(folder, self._root, top, arguments, variables, self._pythons(), self._options.timeout)
 
     def _pythons(self) -> dict[str, str]:
         """The interpreters of the environments in use; what needs one that cannot be made is an error."""
@@ -130,9 +135,13 @@ class Run:
         jobs = []
         for name in setting.pythons:
             files = [str(file) for file, its in self._assigned.items() if its == name]
+            jobs += [Job((file,), None, name) for file in files if file in self._isolated]
+            files = [file for file in files if file not in self._isolated]
             jobs += [Job(group, None, name) for group in _collectable(files, self._parallel)]
         pool.run(jobs, setting, self._parallel, self._slots, signals, self._gathered)
         self._tests.sort(key=lambda test: test.file)
+        for test in self._tests:
+            self._ids.setdefault(test.file, []).append(test.id)
 
     def _gathered(self, ending: Ending) -> list[Job]:
         found = gathered(ending)
@@ -156,11 +165,14 @@ class Run:
             batches += plan.batches(tests, self._durations.of_tests(), self._parallel, self._isolated)
         batches.sort(key=lambda batch: -batch.seconds)
         self._say(f"{len(self._tests)} tests in {len(self._files)} files; processes: {len(batches)}")
-        jobs = [_job(batch.tests) for batch in batches]
+        jobs = [self._first(_job(batch.tests)) for batch in batches]
         pool.run(jobs, setting, self._parallel, self._slots, signals, self._accounted)
         for number in range(self._options.retries):
             self._retry(setting, signals, number + 2)
-        self._durations.keep(one for those in self._results.values() for one in those[:1])
+        try:
+            self._durations.keep((one for those in self._results.values() for one in those[:1]), self._ids)
+        except OSError as error:
+            self._say(f"warning: how long tests took is not kept: {error}")
 
     def _accounted(self, ending: Ending) -> list[Job]:
         found = account(ending)
@@ -199,6 +211,10 @@ class Run:
             else:
                 info = f"{now[0].result} at try {number}; before: {before.info}"
                 self._results[test.id] = [now[0]._replace(result="flaky", info=info, output=before.output), *now[1:]]
+
+    def _first(self, job: Job) -> Job:
+        """A job of the first run of its files, which tells of tests that nobody has collected."""
+        return job._replace(known=tuple(id for file in job.files for id in self._ids[file]))
 
     def _say(self, line: str) -> None:
         print(clean(line), flush=True)

@@ -20,7 +20,7 @@ def sentence(results: Iterable[Result]) -> str:
 
 
 def models(tests: Sequence[Test], results: Sequence[Result]) -> dict[str, str]:
-    """FAIL, PASS, SKIP or MISSING for each model that a collected test is marked with.
+    """FAIL, PASS, SKIP or MISSING for each model that a test is marked with, or a file that gave no tests.
 
     FAIL, if a result of the model is bad; then MISSING, if a test of it has none, or one that is itself missing; PASS,
     if a test of it passed; SKIP, if all were skipped or stale.
@@ -32,7 +32,7 @@ def models(tests: Sequence[Test], results: Sequence[Result]) -> dict[str, str]:
             found.setdefault(model, set()).add(words.get(test.id, "missing"))
     for result in results:
         for model in result.models:
-            found[model].add(result.result)
+            found.setdefault(model, set()).add(result.result)
     return {model: _verdict(found[model]) for model in sorted(found)}
 
 

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.level(1)
 
 NASTY = Path(__file__).parent / "nasty"
 CONFIG = """
-isolated: [nasty_segfault.py, nasty_atexit.py, nasty_hang_at_exit.py]
+isolated: [nasty_segfault.py, nasty_atexit.py, nasty_hang_at_exit.py, nasty_session_finish.py, nasty_unconfigure.py,
+           nasty_should_stop.py]
 envs:
   newer:
     dependencies: [--no-index, --no-deps, "{wheel}"]
@@ -37,6 +38,10 @@ PASSED = """
     nasty_bytes.py::test_has_odd_names[\\xe4\\n\\u20ac]
     nasty_closes_descriptors.py::test_after nasty_daemon.py::test_leaves_a_daemon_in_a_session_of_its_own
     nasty_fork_bomb.py::test_after nasty_fork_returns.py::test_after
+    ending/nasty_session_finish.py::test_passes_and_the_session_cannot_finish
+    nasty_unconfigure.py::test_passes_and_pytest_then_fails
+    nasty_should_stop.py::test_passes_and_asks_the_session_to_stop
+    nasty_grows.py::test_is_found[0] nasty_timeouts.py::test_has_seconds_in_words
     nasty_fork_returns.py::test_both_processes_return_from nasty_hang.py::test_after
     nasty_hang_at_exit.py::test_leaves_a_thread_that_nobody_joins nasty_interrupt.py::test_after
     nasty_levels.py::test_one nasty_levels.py::test_zero
@@ -99,6 +104,12 @@ OTHERS = {
     "nasty_pytest_exit.py::test_ends_the_session": ("crashed", "ended with 2"),
     "nasty_recursion.py::test_overflows_the_stack_of_c": ("crashed", "SIGSEGV"),
     "nasty_segfault.py::test_reads_address_zero": ("crashed", "SIGSEGV"),
+    "process of nasty_session_finish.py": ("crashed", "all its tests were done, then the process ended with 3"),
+    "process of nasty_unconfigure.py": ("crashed", "all its tests were done, then the process ended with 1"),
+    "process of nasty_should_stop.py": ("error", "pytest ended with 2, though no test of it failed"),
+    "nasty_grows.py::test_is_found[1]": ("error", "not run: found when its file was run"),
+    "nasty_timeouts.py::test_has_no_seconds": ("error", "timeout('soon'): give seconds"),
+    "nasty_timeouts.py::test_has_a_level_by_name": ("skipped", "runs with --level 2"),
     "process of nasty_atexit.py": ("crashed", "all its tests were done, then the process ended with 3"),
     "nasty_hang.py::test_sleeps": ("timeout", "no end after 2 s"),
     "nasty_hang_deaf.py::test_ignores_every_signal_it_can": ("timeout", "no end after 2 s"),
@@ -170,8 +181,9 @@ def test_every_reason_is_told_in_a_line(results):
 
 def test_what_was_collected_is_what_is_reported(report):
     tests = [result for result in report["results"] if "::" in result["name"] and " (i=" not in result["name"]]
-    # neither is a test that was collected: a subtest, and a test with a level that there is not
-    tests = [result for result in tests if not result["name"].endswith(("[well]", "::test_three"))]
+    # none of these is a test that was collected: a subtest, tests with markers that say nothing, one found too late
+    others = ("[well]", "::test_three", "::test_has_no_seconds", "::test_is_found[1]")
+    tests = [result for result in tests if not result["name"].endswith(others)]
     assert len(tests) == report["collected"]
 
 
@@ -207,13 +219,19 @@ def test_ten_megabytes_of_output_are_cut_in_their_middle(results, nasty):
 
 
 def test_files_without_tests_are_named(report):
-    assert {Path(file).name for file in report["files_without_tests"]} == {"nasty_no_tests.py", "nasty_ignored.py"}
+    assert {Path(file).name for file in report["files_without_tests"]} == {
+        "nasty_no_tests.py",
+        "nasty_ignored.py",
+        "nasty_in_a_folder_left_out.py",
+    }
 
 
 def test_models_are_judged_by_all_their_tests(report):
     assert report["models"] == {
         "org/crashes": "FAIL",
         "org/fails": "FAIL",
+        "org/never_imported": "FAIL",
+        "org/not_here": "SKIP",
         "org/passes": "PASS",
         "org/skips": "SKIP",
         "org/vanishes": "MISSING",

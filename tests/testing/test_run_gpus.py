@@ -70,7 +70,9 @@ def test_slots_are_spread_over_gpus_and_shared_with_other_runners(tmp_path):
     assert [slot.gpu for slot in claimed] == ["4", "5", "4", "5"]
     assert slots.claim() is None
     assert other.claim() is None
-    os.close(claimed[1].lock)
+    slots.release(claimed[1])
+    assert other.claim() is None
+    slots.release(claimed[3])
     assert other.claim().gpu == "5"
 
 
@@ -94,7 +96,7 @@ def test_a_lock_goes_with_the_process_that_inherited_it(tmp_path):
     slots = gpus.Slots(["0"], 1, tmp_path)
     slot = slots.claim()
     holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[slot.lock])
-    os.close(slot.lock)
+    slots.release(slot)
     assert slots.claim() is None
     holder.kill()
     holder.communicate()

@@ -72,7 +72,7 @@ def test_hidden_folders_and_virtual_environments_hold_no_test_files(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "env" / "pyvenv.cfg").touch()
-    assert [path.name for path in plan.discover(tmp_path, "test_*.py")] == ["test_b.py", "test_a.py"]
+    assert [path.name for path in plan.discover(tmp_path, ["test_*.py"])] == ["test_b.py", "test_a.py"]
 
 
 def test_every_file_is_in_one_shard_and_shards_take_as_long():
@@ -146,5 +146,39 @@ def test_the_nearest_pytest_configuration_gives_the_root(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
     (tmp_path / "a" / "pyproject.toml").write_text("[project]\n")
-    root, arguments = plan.pytest_root(tmp_path / "a" / "b")
-    assert (root, arguments[1]) == (tmp_path, f"--config-file={tmp_path / 'pyproject.toml'}")
+    root = plan.pytest_root(tmp_path / "a" / "b")
+    assert (root.folder, root.arguments[1]) == (tmp_path, f"--config-file={tmp_path / 'pyproject.toml'}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("pytest.ini", "[pytest]\npython_files = check_*.py\n    *_spec.py\n", ("check_*.py", "*_spec.py")),
+        ("pytest.ini", "[pytest]\n", plan.PYTHON_FILES),
+        ("setup.cfg", "[tool:pytest]\npython_files = check_*.py\n", ("check_*.py",)),
+        ("pyproject.toml", "[tool.pytest.ini_options]\npython_files = ['a_*.py', 'b_*.py']\n", ("a_*.py", "b_*.py")),
+        ("pyproject.toml", "[tool.pytest.ini_options]\npython_files = 'a_*.py b_*.py'\n", ("a_*.py", "b_*.py")),
+        ("pytest.toml", "[pytest]\npython_files = ['a_*.py']\n", ("a_*.py",)),
+    ],
+)
+def test_test_files_are_named_as_pytests_configuration_says(tmp_path, name, text, found):
+    (tmp_path / name).write_text(text)
+    assert plan.pytest_root(tmp_path).python_files == found
+
+
+def test_a_configuration_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n= 3\n")
+    with pytest.raises(ConfigError, match=r"pyproject\.toml: cannot be read"):
+        plan.pytest_root(tmp_path)
+
+
+def test_links_to_folders_and_files_are_followed_but_in_no_circle(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "test_far.py").touch()
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "linked").symlink_to(tmp_path / "elsewhere")
+    (tests / "test_file.py").symlink_to(tmp_path / "elsewhere" / "test_far.py")
+    (tests / "around").symlink_to(tests)
+    found = plan.discover(tests, plan.PYTHON_FILES)
+    assert [str(path.relative_to(tests)) for path in found] == ["linked/test_far.py", "test_file.py"]

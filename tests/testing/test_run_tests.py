@@ -140,6 +140,11 @@ def test_list_tests_shows_levels_and_models_and_runs_nothing(suite, tmp_path):
     assert "test_one.py::test_one  (level 0, org/one)" in lines
     assert "test_levels.py::test_of_its_own  (level 2)" in lines
     assert lines[-1] == "3 tests"
+    listed = json.loads((tmp_path / "out.json").read_text())
+    assert listed["tests"][-1] == {
+        "name": "test_one.py::test_one", "level": 0, "models": ["org/one"], "environment": "default"
+    }  # fmt: skip
+    assert listed["results"] == []
     assert not (tmp_path / "ran").exists()
 
 

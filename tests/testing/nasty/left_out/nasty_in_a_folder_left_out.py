@@ -1,0 +1,1 @@
+raise RuntimeError("norecursedirs says that no tests are here")
