@@ -37,8 +37,8 @@ class Job(NamedTuple):
     tests: tuple[Test, ...] | None
     """To run; None: to collect."""
     environment: str = "default"
-    known: tuple[str, ...] | None = None
-    """Ids of all tests that were collected in the files; others are told of, once. None: they were."""
+    known: tuple[str, ...] = ()
+    """Ids of all tests that were collected in the files; others are told of."""
 
 
 class Setting(NamedTuple):

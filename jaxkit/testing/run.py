@@ -165,7 +165,7 @@ class Run:
             batches += plan.batches(tests, self._durations.of_tests(), self._parallel, self._isolated)
         batches.sort(key=lambda batch: -batch.seconds)
         self._say(f"{len(self._tests)} tests in {len(self._files)} files; processes: {len(batches)}")
-        jobs = [self._first(_job(batch.tests)) for batch in batches]
+        jobs = [self._job(batch.tests) for batch in batches]
         pool.run(jobs, setting, self._parallel, self._slots, signals, self._accounted)
         for number in range(self._options.retries):
             self._retry(setting, signals, number + 2)
@@ -180,9 +180,9 @@ class Run:
         if not found.left:
             return []
         if len(found.left) < len(ending.tests):
-            return [_job(found.left)]
+            return [self._job(found.left)]
         files = dict.fromkeys(test.file for test in found.left)
-        return [_job([test for test in found.left if test.file == file]) for file in files]
+        return [self._job([test for test in found.left if test.file == file]) for file in files]
 
     def _take(self, results: Iterable[Result], ids: set[str]) -> None:
         current = None
@@ -192,6 +192,9 @@ class Run:
                 current.append(result)
             elif current is not None and result.name.startswith(current[0].name):
                 current.append(result)
+            elif any(result[:3] == other[:3] for other in self._others):
+                # a file that is run in two parts says the same twice
+                continue
             else:
                 self._others.append(result)
             if result.result in SHOWN:
@@ -203,7 +206,7 @@ class Run:
             return
         tests = [test for test in self._tests if self._results[test.id][0].result in _RETRIED and not test.numeric]
         former = {test.id: self._results.pop(test.id) for test in tests}
-        pool.run([_job([test]) for test in tests], setting, self._parallel, self._slots, signals, self._accounted)
+        pool.run([self._job([test]) for test in tests], setting, self._parallel, self._slots, signals, self._accounted)
         for test in tests:
             now, before = self._results.get(test.id), former[test.id][0]
             if now is None or any(result.bad for result in now):
@@ -212,9 +215,11 @@ class Run:
                 info = f"{now[0].result} at try {number}; before: {before.info}"
                 self._results[test.id] = [now[0]._replace(result="flaky", info=info, output=before.output), *now[1:]]
 
-    def _first(self, job: Job) -> Job:
-        """A job of the first run of its files, which tells of tests that nobody has collected."""
-        return job._replace(known=tuple(id for file in job.files for id in self._ids[file]))
+    def _job(self, tests: Iterable[Test]) -> Job:
+        tests = tuple(tests)
+        files = tuple(dict.fromkeys(test.file for test in tests))
+        known = tuple(id for file in files for id in self._ids[file])
+        return Job(files, tests, tests[0].environment, known)
 
     def _say(self, line: str) -> None:
         print(clean(line), flush=True)
@@ -236,11 +241,6 @@ def _collectable(files: list[str], parallel: int) -> Iterator[tuple[str, ...]]:
 def _processors() -> int:
     """Those that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _job(tests: Iterable[Test]) -> Job:
-    tests = tuple(tests)
-    return Job(tuple(dict.fromkeys(test.file for test in tests)), tests, tests[0].environment)
 
 
 def _unrun(test: Test, word: str, info: str) -> Result:

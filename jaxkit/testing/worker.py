@@ -30,14 +30,14 @@ class Witness:
 
     Args:
         job: ``events``, the file that gets a line of JSON an event; ``log``, where the output of this process goes;
-            ``ids`` of the tests to run, None: to collect all; ``known``, those that were collected in its files, others
-            being told of, None: no others; ``top``, the folder that test files were looked for in.
+            ``ids`` of the tests to run, None: to collect all; ``known``, those that were collected in its files;
+            ``top``, the folder that test files were looked for in.
     """
 
     def __init__(self, job: dict):
         self._events, self._log, self._pid, self._top = job["events"], job["log"], _process(), Path(job["top"])
         self._ids = None if job["ids"] is None else set(job["ids"])
-        self._known = None if job["known"] is None else set(job["known"])
+        self._known = set(job["known"])
         self._limit = None
 
     def tell(self, event: str, **facts) -> None:
@@ -93,7 +93,7 @@ class Witness:
     def pytest_collection_modifyitems(self, config, items):
         if self._ids is not None:
             for item in items:
-                if self._known is not None and item.nodeid not in self._known and not _misfit(*self._marks(item)):
+                if item.nodeid not in self._known and not _misfit(*self._marks(item)):
                     self.tell("grown", id=item.nodeid, file=str(item.path))
             others = [item for item in items if item.nodeid not in self._ids]
             items[:] = [item for item in items if item.nodeid in self._ids]
