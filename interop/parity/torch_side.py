@@ -1,6 +1,7 @@
 """The torch module: run with its layers watched, differentiated, trained."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ class TorchCall(NamedTuple):
     args: tuple
     kwargs: dict[str, Any]
     output: np.ndarray
+    """The main one."""
+    outputs: dict[str, np.ndarray]
+    """All tensors of what was returned, by where they are in it: ``""``, or ``/0``, ``/sample``."""
 
     @property
     def inputs(self) -> list[np.ndarray]:
@@ -150,7 +154,9 @@ def _watched(net: torch.nn.Module, names: Iterable[str], record: Callable[[Torch
 
         def after(_module, _args, _kwargs, output):
             args, kwargs = entered[name].pop()
-            record(TorchCall(name, args, kwargs, to_numpy(main_output(output))))
+            copies: dict[int, np.ndarray] = {}
+            outputs = {place: _array(tensor, copies) for place, tensor in _tensors("", output)}
+            record(TorchCall(name, args, kwargs, _array(main_output(output), copies), outputs))
 
         module = net.get_submodule(name)
         return [
@@ -164,6 +170,26 @@ def _watched(net: torch.nn.Module, names: Iterable[str], record: Callable[[Torch
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _tensors(place: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of nested tuples, lists, dicts and data classes."""
+    if isinstance(value, torch.Tensor):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _tensors(f"{place}/{key}", part)
+    elif isinstance(value, tuple | list):
+        yield from _tensors(place, dict(enumerate(value)))
+    elif dataclasses.is_dataclass(value):
+        yield from _tensors(place, vars(value))
+
+
+def _array(tensor: torch.Tensor, copies: dict[int, np.ndarray]) -> np.ndarray:
+    """Copies a tensor to the host, the same one once."""
+    if id(tensor) not in copies:
+        copies[id(tensor)] = to_numpy(tensor)
+    return copies[id(tensor)]
 
 
 def _copied(value: Any, copies: dict[int, torch.Tensor]) -> Any:

@@ -1,5 +1,6 @@
 """Numeric baselines: what a model computed when somebody said that it was right, and what it computes now."""
 
+import math
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,9 @@ TOLERANCES = {
 _SHOWN = 12
 # A gradient may be 0 but for roundings, as of a bias in front of a normalisation: these compare within their layer.
 _OF_LAYER = ("gradient", "optimizer")
+# Means of squared gradients, as optax and torch call them: of a gradient g that is within t G, the layer's largest, the
+# square is within 2 t g G.
+_SQUARES = {"nu", "exp_avg_sq", "max_exp_avg_sq", "square_avg"}
 
 
 _HOW = (
@@ -49,8 +53,8 @@ class Difference(NamedTuple):
     what: str
 
 
-def check(records: Records, path: Path) -> None:
-    """Compares with the baseline at ``path``.
+def check(records: Records, path: Path, tolerances: Mapping[str, float] | None = None) -> None:
+    """Compares with the baseline at ``path``; ``tolerances``, by role, go before those it was recorded with.
 
     Raises:
         BaselineMissing: if there is none.
@@ -61,6 +65,7 @@ def check(records: Records, path: Path) -> None:
     if not path.exists():
         raise BaselineMissing(f"there is no baseline {path}. {_HOW}")
     recorded = load(path)
+    recorded = recorded._replace(tolerances={**recorded.tolerances, **(tolerances or {})})
     found = differences(recorded, records)
     changed = [
         f"{name} {recorded.environment.get(name, 'none')} then, {records.environment.get(name, 'none')} now"
@@ -88,10 +93,14 @@ def record(records: Records, path: Path, reason: str, tolerances: Mapping[str, f
         tolerances: by role, in place of :data:`TOLERANCES`.
 
     Raises:
-        UserError: without a reason.
+        UserError: without a reason, or a tolerance of one of the roles.
     """
     if not reason.strip():
         raise UserError(f"{path}: a baseline is recorded with a reason (NUMERIC_BASELINE_REASON, or --reason)")
+    limits = {**TOLERANCES, **(tolerances or {})}
+    unknown = sorted({name.partition("/")[0] for name in records.arrays} - limits.keys())
+    if unknown:
+        raise UserError(f"{path}: give tolerances of {', '.join(unknown)}; known are those of {', '.join(limits)}")
     about = {
         "reason": reason.strip(),
         "recorded": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -99,7 +108,6 @@ def record(records: Records, path: Path, reason: str, tolerances: Mapping[str, f
         "jaxkit": __version__,
     }
     kept = {name: keep(name, array) for name, array in records.arrays.items()}
-    limits = {**TOLERANCES, **(tolerances or {})}
     save(path, Baseline(kept, records.configuration, records.environment, limits, about))
 
 
@@ -127,13 +135,18 @@ def _configurations(then: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> 
 
 
 def _of_layers(kept: Mapping[str, Kept]) -> dict[str, float]:
-    """The largest value of its layer for each array that is compared within it."""
+    """What each array that is compared within its layer is measured by: the largest value there."""
     largest: dict[str, float] = {}
     names = [name for name in kept if name.partition("/")[0] in _OF_LAYER]
     for name in names:
         layer = name.rpartition("/")[0]
         largest[layer] = max(largest.get(layer, 0.0), kept[name].moments[0])
-    return {name: largest[name.rpartition("/")[0]] for name in names}
+    sizes = {}
+    for name in names:
+        *parts, _ = name.split("/")
+        own, layers = kept[name].moments[0], largest["/".join(parts)]
+        sizes[name] = (math.sqrt(own * layers) or layers) if _SQUARES.intersection(parts) else layers
+    return sizes
 
 
 def _difference(name: str, then: Kept, now: Kept, tolerance: float, size: float) -> str:
@@ -147,7 +160,7 @@ def _difference(name: str, then: Kept, now: Kept, tolerance: float, size: float)
         if before != after:
             return f"{what} {before} then, {after} now"
     limit = max(tolerance, _rounding(then.dtype) if tolerance else 0.0) * (size or 1.0)
-    a, b = now.values.astype(np.float64), then.values.astype(np.float64)
+    a, b = _wide(now.values), _wide(then.values)
     # infinities of one sign, and what is no number on both sides, are no distance apart
     same, finite = (a == b) | (np.isnan(a) & np.isnan(b)), np.isfinite(a) & np.isfinite(b)
     apart = np.where(same, 0.0, np.inf)
@@ -169,7 +182,7 @@ def _values(name: str, then: Kept, a: np.ndarray, b: np.ndarray, apart: np.ndarr
     size = np.maximum(np.maximum(np.abs(a), np.abs(b)), np.finfo(np.float32).tiny)
     ulp = (np.abs(a - b) / (np.exp2(np.floor(np.log2(size))) * _unit(then.dtype))).max(initial=0)
     norms = np.linalg.norm(a), np.linalg.norm(b)
-    cosine = float(a @ b / (norms[0] * norms[1])) if all(norms) else float(norms[0] == norms[1])
+    cosine = float(np.vdot(a, b).real / (norms[0] * norms[1])) if all(norms) else float(norms[0] == norms[1])
     relative = np.linalg.norm(a - b) / (norms[1] or 1.0)
     return (
         f"max |d| {apart.max():.3g} (limit {limit:.3g}), {ulp:.3g} ULP, relative L2 {relative:.3g}, "
@@ -177,9 +190,13 @@ def _values(name: str, then: Kept, a: np.ndarray, b: np.ndarray, apart: np.ndarr
     )
 
 
+def _wide(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.complex128 if np.iscomplexobj(values) else np.float64)
+
+
 def _unit(dtype: str) -> float:
     """The distance of two neighbouring numbers of a type around 1."""
-    return float(ml_dtypes.finfo(dtype).eps) if "float" in dtype else 1.0
+    return float(ml_dtypes.finfo(dtype).eps) if "float" in dtype or "complex" in dtype else 1.0
 
 
 def _rounding(dtype: str) -> float:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -17,6 +17,8 @@ from jaxtyping import PyTree
 from jaxkit.recorder import Call, Recorder, shown
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+# of what is closed over, which may close over itself
+_DEEPEST = 12
 # At level 0 XLA is not much sooner ready than at 1, and a step takes long.
 _QUICK = {"xla_backend_optimization_level": 1}
 
@@ -30,7 +32,7 @@ class Records(NamedTuple):
 
     arrays: dict[str, np.ndarray]
     configuration: dict[str, dict[str, str]]
-    """The fields of every module that ran, in words."""
+    """The fields of every module that ran, and the settings of the optimizer, in words."""
     environment: dict[str, str]
     """Versions, device and precision: other numbers are no surprise where these differ."""
 
@@ -41,12 +43,15 @@ def linen_records(
     seed: int = 0,
     variables: Mapping[str, Any] | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    rngs: Sequence[str] = ("dropout",),
+    **keywords: Any,
 ) -> Records:
     """Runs a model forward and takes a step of training, every product in full precision.
 
-    Each module's inputs and outputs are those of :class:`jaxkit.recorder.Recorder`, op by op. The loss is the mean of
-    every output times seeded random numbers. A model with an argument ``train`` is run in training mode, its dropout
-    drawn from the seed.
+    Each module's inputs and outputs are those of :class:`jaxkit.recorder.Recorder`, op by op; what runs inside a
+    lifted transformation (``nn.scan``, ``nn.remat``) shows in the module around it alone. The loss is the mean of every
+    output times seeded random numbers. A model with an argument ``train`` is run in training mode, its dropout drawn
+    from the seed.
 
     Args:
         model: unbound.
@@ -54,11 +59,13 @@ def linen_records(
         seed: of variables, dropout and loss.
         variables: default: the model's own initialisation.
         optimizer: default: AdamW, its epsilon large enough that a gradient of 0 but for roundings moves nothing.
+        rngs: the names of the streams of random numbers that the model draws from.
+        keywords: further arguments of the model, such as ``deterministic=False``; not traced.
     """
     inputs = jax.tree.map(jnp.asarray, inputs)
-    key_init, key_dropout = jax.random.split(jax.random.key(seed))
+    key_init, *keys = jax.random.split(jax.random.key(seed), 1 + len(rngs))
     named = {"train": True} if "train" in inspect.signature(type(model).__call__).parameters else {}
-    rngs = {"dropout": key_dropout}
+    named, rngs = {**named, **keywords}, dict(zip(rngs, keys, strict=True))
     optimizer = optimizer or optax.adamw(1e-3, eps=1e-4, weight_decay=1e-2)
     with jax.default_matmul_precision("highest"):
         if variables is None:
@@ -79,7 +86,8 @@ def linen_records(
         entered = {"args": call.inputs.args, "kwargs": call.inputs.kwargs}
         arrays |= dict(_leaves(f"forward/{name}/input", entered)) | dict(_leaves(f"forward/{name}/output", output))
     arrays |= {name: leaf for role, tree in result.items() for name, leaf in _leaves(role, tree)}
-    return Records(arrays, {name: _fields(call.inputs.module) for name, call, _ in calls}, environment())
+    fields = {name: _fields(call.inputs.module) for name, call, _ in calls}
+    return Records(arrays, {**fields, "optimizer": {"transformation": said(optimizer)}}, environment())
 
 
 def environment() -> dict[str, str]:
@@ -134,8 +142,13 @@ def _step(
 def _scalar(output: PyTree, seed: int) -> jax.Array:
     """The mean of every floating output times random numbers, summed."""
     rng = np.random.default_rng(seed)
-    leaves = [leaf for leaf in jax.tree.leaves(output) if jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)]
-    return sum((leaf * jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)).mean() for leaf in leaves)
+    leaves = [leaf for leaf in jax.tree.leaves(output) if jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.inexact)]
+    return sum((leaf * _weights(rng, leaf)).real.mean() for leaf in leaves)
+
+
+def _weights(rng: np.random.Generator, leaf: jax.Array) -> jax.Array:
+    drawn = rng.normal(size=leaf.shape)
+    return jnp.asarray(drawn + 1j * rng.normal(size=leaf.shape) if jnp.iscomplexobj(leaf) else drawn, leaf.dtype)
 
 
 def _leaves(prefix: str, tree: PyTree) -> Iterator[tuple[str, np.ndarray]]:
@@ -151,19 +164,27 @@ def _leaves(prefix: str, tree: PyTree) -> Iterator[tuple[str, np.ndarray]]:
 def _fields(module: nn.Module) -> dict[str, str]:
     """A module's own fields in words, addresses left out."""
     names = [field.name for field in dataclasses.fields(module) if field.name not in ("parent", "name")]
-    return {"class": type(module).__qualname__, **{name: _said(getattr(module, name)) for name in names}}
+    return {"class": type(module).__qualname__, **{name: said(getattr(module, name)) for name in names}}
 
 
-def _said(value: Any) -> str:
+def said(value: Any, depth: int = 0) -> str:
+    """Says what a value is, without addresses: numbers as they are, functions by name and what they close over."""
+    inner = partial(said, depth=depth + 1)
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
+    if depth == _DEEPEST:
+        return "..."
     if isinstance(value, (tuple, list)):
-        return f"({', '.join(map(_said, value))})"
+        return f"({', '.join(map(inner, value))})"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {_said(item)}' for key, item in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {inner(item)}' for key, item in value.items())}}}"
     if isinstance(value, partial):
-        return f"{_said(value.func)}{_said(value.args)}{_said(value.keywords)}"
-    return getattr(value, "__qualname__", None) or getattr(value, "name", type(value).__qualname__)
+        return f"{inner(value.func)}{inner(value.args)}{inner(value.keywords)}"
+    if inspect.isfunction(value):
+        # the numbers of a gradient transformation are in its closures, and nowhere else
+        closed = inspect.getclosurevars(value).nonlocals
+        return f"{value.__qualname__}({', '.join(f'{name}={inner(item)}' for name, item in closed.items())})"
+    return getattr(value, "__qualname__", None) or getattr(value, "name", None) or type(value).__qualname__
 
 
 def _options() -> dict[str, int] | None:

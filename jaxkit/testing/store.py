@@ -15,7 +15,7 @@ import numpy as np
 from jaxkit.errors import UserError
 from jaxkit.tracking import write_atomically
 
-SCHEMA = 1
+SCHEMA = 2
 _WHOLE = 32
 """Values: an array of no more is kept whole, of a larger one a seeded sample of half as many."""
 _SAMPLE = _WHOLE // 2
@@ -55,7 +55,8 @@ class BaselineDamaged(UserError):
 def keep(name: str, array: np.ndarray) -> Kept:
     """Sums an array up: counts of what is not finite, moments, and values at seeded positions."""
     flat = np.asarray(array).ravel()
-    wide = flat.astype(np.float64)
+    # a complex number counts as two
+    wide = flat.astype(np.complex128).view(np.float64) if np.iscomplexobj(flat) else flat.astype(np.float64)
     finite = wide[np.isfinite(wide)]
     weights = 2 * np.random.default_rng(zlib.crc32(name.encode())).random(finite.size) - 1
     moments = (
@@ -108,6 +109,7 @@ def save(path: Path, baseline: Baseline) -> None:
         "configuration": baseline.configuration,
         "values": {"file": values.name, "sha256": stamp},
     }
+    head["checksum"] = _checksum(head, rows)
     lines = [f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
     text = json.dumps(head, indent=1)[:-2] + ',\n "arrays": {\n' + ",\n".join(lines) + "\n }\n}\n"
     write_atomically(path, text)
@@ -123,17 +125,36 @@ def load(path: Path) -> Baseline:
         BaselineDamaged: if a file of it is missing, was changed, or is of another version of this format.
     """
     try:
-        page = json.loads(path.read_text(encoding="utf-8"))
-        if page["schema"] != SCHEMA:
-            raise BaselineDamaged(f"{path} has schema {page['schema']}, this is {SCHEMA}; record it anew")
-        data = (path.parent / page["values"]["file"]).read_bytes()
+        page = _page(path)
+        values = path.parent / page["values"]["file"]
+        if not values.exists():
+            # recorded anew since the page was read
+            page = _page(path)
+            values = path.parent / page["values"]["file"]
+        data = values.read_bytes()
         if hashlib.sha256(data).hexdigest() != page["values"]["sha256"]:
-            raise BaselineDamaged(f"{path}: {page['values']['file']} is not the file that was recorded; record it anew")
+            raise BaselineDamaged(f"{path}: {values.name} is not the file that was recorded; record it anew")
         kept = _split(page["arrays"], data)
         sections = (page["configuration"], page["environment"], page["tolerances"], page["about"])
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise BaselineDamaged(f"{path} is damaged ({error!r}); restore it, or record it anew") from error
     return Baseline(kept, *sections)
+
+
+def _page(path: Path) -> dict[str, Any]:
+    page = json.loads(path.read_text(encoding="utf-8"))
+    if page["schema"] != SCHEMA:
+        raise BaselineDamaged(f"{path} has schema {page['schema']}, this is {SCHEMA}; record it anew")
+    written = page.pop("checksum")
+    rows = page.pop("arrays")
+    if written != _checksum(page, rows):
+        raise BaselineDamaged(f"{path} is not what was recorded: it was changed by hand; restore it, or record it anew")
+    return {**page, "arrays": rows}
+
+
+def _checksum(head: dict[str, Any], rows: dict[str, Any]) -> str:
+    """Of all that the page says, however it is laid out."""
+    return hashlib.sha256(json.dumps([head, rows], sort_keys=True).encode()).hexdigest()
 
 
 def _split(rows: dict[str, Any], data: bytes) -> dict[str, Kept]:

@@ -71,10 +71,10 @@ def transposed(net):
 TORCH = {
     "a transposed square kernel": (lambda: transposed(network()), {}, "forward/0/output"),
     "another epsilon": (lambda: network(epsilon=1e-6), {}, "forward/1/output"),
-    "no bias": (lambda: network(bias=False), {}, "gradient/3.bias"),
+    "no bias": (lambda: network(bias=False), {}, "gradient/3/bias"),
     "bfloat16 in place of float32": (lambda: network().bfloat16(), {}, "forward/0/output"),
-    "another beta1": (network, {"betas": (0.8, 0.999)}, "optimizer/0.weight/exp_avg"),
-    "another beta2": (network, {"betas": (0.9, 0.99)}, "optimizer/0.weight/exp_avg_sq"),
+    "another beta1": (network, {"betas": (0.8, 0.999)}, "optimizer/exp_avg/0/weight"),
+    "another beta2": (network, {"betas": (0.9, 0.99)}, "optimizer/exp_avg_sq/0/weight"),
 }
 
 
@@ -95,6 +95,107 @@ def torch_recorded(tmp_path_factory):
     path = tmp_path_factory.mktemp("torch") / "net.json"
     baselines.record(torch_records(network(), INPUTS, optimizer=adamw()), path, "right")
     return path
+
+
+class Odd(nn.Module):
+    """An unnamed module for a field, complex numbers, and two streams of random numbers."""
+
+    layers: nn.Module
+    conjugate: bool = False
+
+    @nn.compact
+    def __call__(self, x, deterministic: bool):
+        x = self.layers(x) + jax.random.normal(self.make_rng("noise"), x.shape)
+        x = nn.Dropout(0.5, deterministic=deterministic)(x)
+        spectrum = jnp.fft.fft(x)
+        return jnp.conj(spectrum) if self.conjugate else spectrum
+
+
+def odd_records(**fields):
+    model = Odd(nn.Sequential([nn.Dense(16), nn.relu]), **fields)
+    return linen_records(model, INPUTS, rngs=("dropout", "noise"), deterministic=False)
+
+
+def test_any_stream_any_keyword_an_unnamed_module_and_complex_numbers_are_recorded(tmp_path):
+    path = tmp_path / "odd.json"
+    baselines.record(odd_records(), path, "right")
+    baselines.check(odd_records(), path)
+    assert {"rng/dropout", "rng/noise"} <= store.load(path).kept.keys()
+    found = {difference.name for difference in baselines.differences(store.load(path), odd_records(conjugate=True))}
+    assert "forward/./output" in found
+
+
+class Frozen(torch.nn.Module):
+    """Returns two outputs, the second scaled by a plain attribute; its first layer is not trained."""
+
+    def __init__(self, scale=2.0, trained=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.scale = scale
+        self.first, self.second = torch.nn.Linear(16, 16), torch.nn.Linear(16, 4)
+        self.first.requires_grad_(trained)
+
+    def forward(self, x):
+        x = self.first(x)
+        return {"logits": self.second(x), "auxiliary": x * self.scale}
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "name"),
+    [
+        ({"scale": -3.0}, {}, "forward/./output/auxiliary"),
+        ({"scale": -3.0}, {}, "..scale"),
+        ({"trained": True}, {}, "first.weight"),
+        ({"trained": True}, {}, "after/first.weight"),
+        # at such a rate and such gradients nothing else shows
+        ({}, {"eps": 1e-6}, "optimizer.0.eps"),
+        ({}, {"amsgrad": True}, "optimizer.0.amsgrad"),
+    ],
+)
+def test_outputs_attributes_frozen_weights_and_settings_of_torch_are_recorded(tmp_path, changes, settings, name):
+    usual = {"lr": 1e-5, "eps": 1e-8}
+    path = tmp_path / "frozen.json"
+    baselines.record(torch_records(Frozen(), INPUTS, optimizer=adamw(**usual)), path, "right")
+    baselines.check(torch_records(Frozen(), INPUTS, optimizer=adamw(**usual)), path)
+    now = torch_records(Frozen(**changes), INPUTS, optimizer=adamw(**usual | settings))
+    assert name in {difference.name for difference in baselines.differences(store.load(path), now)}
+
+
+def test_frozen_weights_of_torch_stay():
+    arrays = torch_records(Frozen(), INPUTS).arrays
+    np.testing.assert_array_equal(arrays["after/first.weight"], arrays["before/first.weight"])
+    assert not arrays["gradient/first/weight"].any()
+    assert np.abs(arrays["after/second.weight"] - arrays["before/second.weight"]).max() > 1e-4
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0])
+def test_moments_of_adam_that_vanish_are_seen_however_small_they_are(tmp_path, size):
+    records = torch_records(network(), size * INPUTS, optimizer=adamw())
+    baselines.record(records, tmp_path / "a.json", "right")
+    names = [name for name in records.arrays if name.startswith("optimizer/exp_avg_sq/")]
+    assert max(records.arrays[name].max() for name in names) < 1e-4
+    gone = {name: np.zeros_like(array) if name in names else array for name, array in records.arrays.items()}
+    found = baselines.differences(store.load(tmp_path / "a.json"), records._replace(arrays=gone))
+    assert {difference.name for difference in found} == set(names)
+
+
+def test_a_setting_of_optax_that_shows_in_no_number_is_seen(recorded, variables):
+    optimizer = optax.adamw(1e-3, eps=1e-4, weight_decay=1e-2, nesterov=True)
+    records = linen_records(Block(), INPUTS, variables=variables, optimizer=optimizer)
+    found = baselines.differences(store.load(recorded), records)
+    assert "nesterov=True" in next(one.what for one in found if one.name == "optimizer.transformation")
+
+
+def test_tolerances_of_the_test_go_before_those_of_the_recording(tmp_path):
+    baselines.record(records(), tmp_path / "a.json", "right", {"forward": 0.1})
+    off = records(ARRAY * np.float32(1.05))
+    baselines.check(off, tmp_path / "a.json")
+    with pytest.raises(baselines.BaselineDiffers):
+        baselines.check(off, tmp_path / "a.json", {"forward": 1e-6})
+    with pytest.raises(UserError, match="give tolerances of hidden"):
+        baselines.record(records(name="hidden/layer"), tmp_path / "b.json", "right")
+    baselines.record(records(name="hidden/layer"), tmp_path / "b.json", "right", {"hidden": 1e-6})
+    baselines.check(records(name="hidden/layer"), tmp_path / "b.json")
 
 
 def test_what_did_not_change_passes(recorded, torch_recorded, variables):
@@ -260,6 +361,12 @@ def test_files_that_were_changed_cut_or_lost_are_damaged(tmp_path):
         values.write_bytes(wrong)
         with pytest.raises(store.BaselineDamaged, match="is not the file that was recorded"):
             store.load(path)
+    values.write_bytes(whole)
+    page = path.read_text()
+    path.write_text(page.replace('"forward": 5e-06', '"forward": 1000000000.0'))
+    with pytest.raises(store.BaselineDamaged, match="changed by hand"):
+        store.load(path)
+    path.write_text(page)
     values.unlink()
     with pytest.raises(store.BaselineDamaged):
         store.load(path)
@@ -323,6 +430,15 @@ def test_missing(numeric_baseline):
 @pytest.mark.parametrize("name", ["a/b", "c"])
 def test_parameters(numeric_baseline, name):
     numeric_baseline(records())
+
+class TestClass:
+    def test_same(self, numeric_baseline):
+        numeric_baseline(records(5.0))
+        numeric_baseline(records(6.0))
+
+@pytest.mark.parametrize("name", ["a b", "a-b"])
+def test_one_file(numeric_baseline, name):
+    numeric_baseline(records())
 """
 
 
@@ -337,12 +453,17 @@ def test_the_runner_records_with_a_reason_and_then_tells_passed_failed_and_stale
         finished = subprocess.run(
             [*command, f"--json={out}", *flags], env=environment, capture_output=True, text=True, check=False
         )
-        found = {one["name"].partition("::test_")[2]: one for one in json.loads(out.read_text())["results"]}
+        found = {
+            one["name"].partition("::")[2].replace("test_", "", 1): one
+            for one in json.loads(out.read_text())["results"]
+        }
         return finished, found
 
     finished, found = run("--baseline=record", "--reason=the first numbers")
-    assert finished.returncode == 0
+    assert finished.returncode == 1
     assert found["same"]["info"] == "baseline recorded"
+    assert found["one_file[a-b]"]["result"] == "failed"
+    assert "give one another name or id" in found["one_file[a-b]"]["info"]
     page = json.loads((tmp_path / "baselines" / "test_numbers.test_same.json").read_text())
     assert page["about"]["reason"] == "the first numbers"
 
@@ -355,13 +476,16 @@ def test_the_runner_records_with_a_reason_and_then_tells_passed_failed_and_stale
         "missing": "failed",
         "parameters[a/b]": "passed",
         "parameters[c]": "passed",
+        "one_file[a b]": "passed",
+        "one_file[a-b]": "failed",
+        "TestClass::same": "passed",
     }
     assert "the first numbers" in found["changed"]["output"]
     assert "there is no baseline" in found["missing"]["output"]
     assert "jax 1 then, 2 now" in found["stale"]["info"]
 
     # numbers of another environment are told, and fail nothing
-    finished, found = run("--", "-k", "same or stale")
+    finished, found = run("--", "-k", "test_numbers.py and not TestClass and (same or stale)")
     assert finished.returncode == 0
     assert {name: one["result"] for name, one in found.items()} == {"same": "passed", "stale": "stale"}
     assert "=== STALE" in finished.stdout
