@@ -27,7 +27,7 @@ from jaxkit.starts import begun, digest, say, warmed
 from jaxkit.step import restored_state, saved_items
 from jaxkit.tasks import TASKS
 from jaxkit.tasks.task import Context, Readers, Task, Variables
-from jaxkit.tracking import Tracker
+from jaxkit.tracking import Tracker, write_atomically
 from jaxkit.train import Run, Trainer, initial_state
 
 DTYPES = {"no": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
@@ -81,6 +81,7 @@ def run(
         _fit(trainer, config, folder, plan)
         if trainer.step < job.steps:
             say([f"its evaluations have settled: train.early_stop ends it after step {trainer.step} of {job.steps}"])
+        _publish(trainer, config, folder)
         rate = trainer.steps_per_second
         train = {
             "steps": trainer.step,
@@ -157,10 +158,28 @@ def _fit(trainer: Trainer, config: Config, folder: Path, plan: workdir.Plan) -> 
 
 def _scores(trainer: Trainer, config: Config, folder: Path) -> dict[str, float]:
     """What the task's ``score`` says of the best checkpoint."""
-    like = {"params": trainer.state.params, "state": trainer.state.state}
-    found = load_step(folder / "checkpoints", best_or_last(folder, config), like)
-    variables = Variables(found["params"], found["state"], trainer.frozen)
+    variables = _best(trainer, config, folder)[1]
     return scores(trainer.run.task, trainer.run.feed, variables, jax.random.PRNGKey(config.train.seed))
+
+
+def _publish(trainer: Trainer, config: Config, folder: Path) -> None:
+    """Writes what the task has for other programs once more, of the checkpoint that samples and exports are of."""
+    if trainer.run.task.files is None:
+        return
+    step, variables = _best(trainer, config, folder)
+    files = trainer.run.task.files(jax.device_get(variables.params))
+    if jax.process_index() == 0:
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+    say([f"{folder / name}: of step {step}" for name in files])
+
+
+def _best(trainer: Trainer, config: Config, folder: Path) -> tuple[int, Variables]:
+    """The step of the best checkpoint, or the last where none is best, and its variables."""
+    step = best_or_last(folder, config)
+    like = {"params": trainer.state.params, "state": trainer.state.state}
+    found = load_step(folder / "checkpoints", step, like)
+    return step, Variables(found["params"], found["state"], trainer.frozen)
 
 
 def make_task(config: Config, source: Source, executor: parallel.Executor, readers: Readers | None = None) -> Task:
@@ -268,7 +287,7 @@ def _length(config: Config, examples: int) -> tuple[int, float]:
 def check_frozen(folder: Path, meta: dict[str, Any], frozen: str) -> None:
     """Raises ConfigError unless the frozen weights have the hash that the run began with."""
     if meta["frozen"] != frozen:
-        raise ConfigError(f"{folder}: the frozen weights are not those that this run began with")
+        raise ConfigError(f"{folder}: the frozen weights, or schedule and tokenizer, are not those it began with")
 
 
 def best_or_last(folder: Path, config: Config) -> int:

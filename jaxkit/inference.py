@@ -126,12 +126,14 @@ def sample_run(
         run = restored(folder, config, step, readers)
         if run.task.draw is None:
             raise ConfigError(f"{folder}: the task {config.task.name} draws no images")
+        if image is not None and not run.task.changes_images:
+            raise ConfigError(f"--image: the task {config.task.name} draws images of words alone; give --prompt")
+        if run.task.read_prompt is not None and label is not None:
+            raise ConfigError(f"--class: the task {config.task.name} is asked in words; give --prompt")
         if label is not None and not 0 <= label < run.source.num_classes:
             raise ConfigError(f"--class {label}: the classes are 0 to {run.source.num_classes - 1}")
         labels = jnp.arange(n) % run.source.num_classes if label is None else jnp.full(n, label)
         asked = {"label": labels.astype(jnp.int32)}
-        if run.task.read_prompt is not None and label is not None:
-            raise ConfigError(f"--class: the task {config.task.name} is asked in words; give --prompt")
         asked |= _in_words(run, prompts, n)
         if image is not None:
             image = pictures.in_channels(image, run.source.image_shape[-1])

@@ -10,6 +10,7 @@ import numpy as np
 from interop.configs import read_config, write_config
 from interop.diffusion.folders import INDEX, SCHEDULER, Part, load_part, save_part
 from interop.diffusion.hub import pipeline_folder
+from interop.diffusion.weights import variant_of
 from interop.engine import flatten, unflatten
 from interop.files.atomic import publish, require_free, staged
 from interop.starts import READERS
@@ -62,7 +63,7 @@ def export_run(workdir: str | Path, path: str | Path, step: int | None = None, f
     if path.exists() and not (path / INDEX).is_file():
         raise ConfigError(f"{path} is no pipeline, and is not replaced by one; remove it, or choose another")
     if config.task.name == "textual_inversion":
-        _require_of_torch(pipeline_folder(config.task.pipeline, config.task.variant), path)
+        _require_of_torch(pipeline_folder(config.task.pipeline, config.task.variant, config.task.revision), path)
     with precision(config):
         run = restored(workdir, config, step, READERS)
     with staged(path.parent, path, 0) as hidden:
@@ -126,7 +127,7 @@ def _write_inverted(config: Config, run: Restored, whole: Path) -> list[str]:
     for name, library in read_config(source / INDEX).items():
         # a part that a pipeline leaves out is listed, and has no folder
         if isinstance(library, list) and name not in changed and (source / name).is_dir():
-            shutil.copytree(source / name, whole / name, copy_function=_linked)
+            _link_part(source / name, whole / name, task.variant)
     shutil.copy(source / INDEX, whole / INDEX)
     lines = []
     for name, rows in zip(encoders, run.variables.params["rows"], strict=True):
@@ -163,6 +164,28 @@ def _grown(part: Part, numbers: list[int], rows: np.ndarray) -> Part:
     grown[: len(table)] = table
     grown[numbers] = rows.astype(table.dtype)
     return Part({**part.config, "vocab_size": size}, unflatten(flat | {_TABLE: grown}))
+
+
+def _link_part(source: Path, destination: Path, variant: str | None) -> None:
+    """Links the files of a part; those of the variant under plain names, in place of others that are called so."""
+
+    def plain(name: str) -> str:
+        return name.replace(f".{variant}", "", 1) if variant and variant_of(name) == variant else name
+
+    def replaced(_folder: str, names: list[str]) -> set[str]:
+        return {name for name in names if any(plain(other) == name != other for other in names)}
+
+    def link(file: str, place: str) -> None:
+        name = Path(place).name
+        target = Path(place).with_name(plain(name))
+        if name == target.name or ".index." not in name:
+            _linked(file, str(target))
+            return
+        index = read_config(Path(file))
+        renamed = {key: plain(shard) for key, shard in index["weight_map"].items()}
+        write_config(target, index | {"weight_map": renamed})
+
+    shutil.copytree(source, destination, copy_function=link, ignore=replaced)
 
 
 def _linked(source: str, destination: str) -> None:

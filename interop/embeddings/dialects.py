@@ -52,6 +52,9 @@ def embeddings(
     if tables := [key for key in tensors if key.endswith(TABLE)]:
         return [Embedding(name, (_learned(tensors[tables[0]], path, tables[0], words),), about)]
     plain = {key: entry for key, entry in tensors.items() if not _is_output(key)}
+    if not plain:
+        problem = f"only vectors behind the text encoder are in it, {listed(tensors)}, which no one else loads"
+        raise FileError(path, problem, remedy=_REMEDY)
     if len(plain) < len(tensors):
         about["left_out"] = ", ".join(key for key in tensors if key not in plain)
     if set(plain) & set(XL):

@@ -122,7 +122,7 @@ def _require_plain(torch: Any, tensor: Any, path: Path, name: str) -> None:
     require_printable(name, path)
     dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
-    if not (dense and plain) or tensor.is_conj() or tensor.is_neg():
+    if not (dense and plain) or tensor.is_conj() or tensor.is_neg() or tensor.is_meta:
         raise FileError(
             path, "it is no plain dense tensor", name, "save it as one (to_dense, dequantize, resolve_conj)"
         )

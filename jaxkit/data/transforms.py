@@ -34,6 +34,8 @@ def upright(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise ValueError(f"its {len(data)} bytes are in no known image format") from None
     with file:
+        if file.mode == "I" and file.format == "TIFF":
+            raise ValueError("its pixels are integers of 32 bits, of unknown range")
         image = _eight_bits(ImageOps.exif_transpose(file))
     return image.convert("RGBA") if "transparency" in image.info else image
 
@@ -72,4 +74,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
     if pixels.min() < 0 or pixels.max() >= 2**16:
         raise ValueError(f"its pixels range over [{pixels.min()}, {pixels.max()}], more than 16 bits")
-    return Image.fromarray((pixels >> 8).astype(np.uint8))
+    grey = Image.fromarray((pixels >> 8).astype(np.uint8))
+    clear = image.info.get("transparency")
+    if not isinstance(clear, int):
+        return grey
+    # one of the 65536 greys is transparent
+    grey.putalpha(Image.fromarray(np.where(pixels == clear, 0, 255).astype(np.uint8)))
+    return grey

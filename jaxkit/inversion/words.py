@@ -113,7 +113,7 @@ def open_words(folder: Path, vocab_size: int, vectors: Mapping[str, int], where:
             f"{vocab_size} rows: tokenizer and text encoder are of different pipelines"
         )
     for word in vectors:
-        _check_spelling(word, where)
+        check_spelling(word, where)
         _check_unknown(word, _names(word, vectors[word]), tokenizer, where)
         _check_apart(word, [*tokenizer.get_added_vocab()], vectors, where)
     return Words(tokenizer, vocab_size, vectors)
@@ -153,7 +153,8 @@ def _require_mapping(path: Path, folder: Path) -> None:
         raise ConfigError(f"{path} is damaged: it holds no vocabulary; get the pipeline's tokenizer again")
 
 
-def _check_spelling(word: str, where: str) -> None:
+def check_spelling(word: str, where: str) -> None:
+    """Raises ConfigError for a placeholder that is empty, or has white space or upper case."""
     if not word:
         raise ConfigError(f"{where}: is empty; write a new word such as <toy>")
     # of white space a blank is what can be printed

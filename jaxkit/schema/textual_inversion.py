@@ -85,8 +85,8 @@ class TextualInversion(Section):
     sampler: Sampler = Sampler()
     validation_prompts: Annotated[Strings, Field(min_length=1)] = ("{}",)
     """Of the samples drawn in training; ``{}`` is each word in turn."""
-    validation_images: CountOrZero = 4
-    """Samples drawn at each evaluation."""
+    validation_images: CountOrZero | None = None
+    """Samples drawn at each evaluation. None: one of each prompt and word, but 4 at least."""
     score: ConceptScore | None = None
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """What textual inversion is made of: a pipeline's networks, its tokenizers with new words, their first vectors."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -9,16 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
-from jaxtyping import Array, Float, Int32, PyTree, UInt32
+from jaxtyping import Array, Float, Int32, PyTree, UInt8, UInt32
 
 from jaxkit.errors import ConfigError
 from jaxkit.inversion import initial, norms
-from jaxkit.inversion.words import open_words
+from jaxkit.inversion.embedding_file import embedding_file
+from jaxkit.inversion.words import check_spelling, open_words
 from jaxkit.models.diffusion import backend
 from jaxkit.sampling.diffusion.noise import NoiseSchedule
-from jaxkit.schema.textual_inversion import TextualInversion
+from jaxkit.schema.textual_inversion import ConceptScore, TextualInversion
 from jaxkit.tasks import concepts
-from jaxkit.tasks.judges import frozen_classifier
+from jaxkit.tasks.judges import FrozenClassifier, frozen_classifier
 from jaxkit.tasks.task import Context, Variables
 
 Rows = list[Float[Array, "c n d"]]
@@ -40,6 +42,9 @@ class Parts:
         if context.read_pipeline is None:
             raise ConfigError("task.pipeline: nothing that reads pipelines was handed to this run")
         self._config, self._context = config, context
+        for word in config.words:
+            # before gigabytes are downloaded
+            check_spelling(word.placeholder_token, "task.words.placeholder_token")
         self._pipeline = pipeline = self._read()
         self._tables = [np.asarray(_at(part.variables, _TABLE), np.float32) for part in pipeline.text_encoders]
         vectors = {word.placeholder_token: config.vectors for word in config.words}
@@ -68,7 +73,7 @@ class Parts:
         self.shape = self._latent_shape(pipeline.unet.config)
         texts = concepts.texts(config, [concept.captions for concept in context.concepts])
         self._ids = [concepts.ids(words, texts) for words in self._words]
-        self._judge = config.score and frozen_classifier(config.score.classifier, context)
+        self._judge = config.score and self._judge_of(config.score)
         self.project = self._projection()
         self.notes = self._said()
 
@@ -109,6 +114,7 @@ class Parts:
             # the rows are trained in float32, and so are the layers above them
             "text": [_cast(part.variables, jnp.float32) for part in pipeline.text_encoders],
             "cache": cache if mask is None else cache | {"mask": mask},
+            "stamp": self._stamp(),
         }
         if self._judge:
             found["classifier"] = self._judge.init(key, jnp.zeros((1, *self._context.image_shape)))
@@ -122,7 +128,13 @@ class Parts:
         return jnp.broadcast_to(jnp.array([height, width, 0, 0, height, width], jnp.float32), (n, 6))
 
     def read_prompt(self, text: str) -> dict[str, Int32[np.ndarray, " t"]]:
-        """The same as :meth:`prompt_ids`. Raises ConfigError for a text of which a new word is cut off."""
+        """The same as :meth:`prompt_ids`.
+
+        Raises ConfigError for a text of which a new word is cut off, or in which ``{}`` is any of several.
+        """
+        tokens = [word.placeholder_token for word in self._config.words]
+        if "{}" in text and len(tokens) > 1:
+            raise ConfigError(f"{text!r}: {{}} is the word of a run of one; write {' or '.join(tokens)}")
         for words in self._words:
             words.require_kept(self._filled(text))
         return self.prompt_ids(text)
@@ -136,8 +148,6 @@ class Parts:
 
     def files(self, params: PyTree) -> dict[str, bytes]:
         """The learned words as files of diffusers: one a word and text encoder, by name."""
-        from safetensors.numpy import save
-
         found = {}
         for k, (word, paths) in enumerate(zip(self._config.words, self._paths, strict=True)):
             token = word.placeholder_token
@@ -148,7 +158,7 @@ class Parts:
                 "pooling": self._config.pooling,
             }
             for rows, path in zip(params["rows"], paths, strict=True):
-                found[path] = save({token: np.asarray(rows[k], np.float32)}, about)
+                found[path] = embedding_file(token, np.asarray(rows[k], np.float32), about)
         return found
 
     def accuracy(self, variables: Variables, images: Callable) -> float:
@@ -162,6 +172,27 @@ class Parts:
             ]
             right.append(np.concatenate(logits).argmax(-1) == label)
         return float(np.mean(right))
+
+    def _judge_of(self, score: ConceptScore) -> FrozenClassifier:
+        if score.classifier.model.num_classes is None:
+            raise ConfigError(
+                "task.score.classifier: pictures of concepts do not tell how many classes it has; set "
+                "task.model.num_classes in its config, or in classifier.overrides"
+            )
+        judge = frozen_classifier(score.classifier, self._context)
+        if strange := [label for label in score.labels if not 0 <= label < judge.num_classes]:
+            raise ConfigError(
+                f"task.score.labels: {', '.join(map(str, strange))} is no class of the classifier, which has 0 to "
+                f"{judge.num_classes - 1}"
+            )
+        return judge
+
+    def _stamp(self) -> UInt8[np.ndarray, "32"]:
+        """A hash of what a run learns by beside networks and pictures: noise, what is predicted, ids of the texts."""
+        total = hashlib.sha256(self.schedule.alphas_cumprod.tobytes() + self.schedule.prediction_type.encode())
+        for ids in self._ids:
+            total.update(np.asarray(ids).tobytes())
+        return np.frombuffer(total.digest(), np.uint8)
 
     def _filled(self, text: str) -> str:
         tokens = [word.placeholder_token for word in self._config.words]

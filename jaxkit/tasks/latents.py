@@ -1,14 +1,10 @@
 """What the tasks over latents share: images to latents and back, the loss of a denoiser, and its samples."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt32
 
-from jaxkit.errors import ConfigError
 from jaxkit.losses.diffusion import Draw, denoising_loss, min_snr_weights
 from jaxkit.models.diffusion.autoencoder import AutoencoderKL
 from jaxkit.models.diffusion.backend import Models
@@ -88,12 +84,6 @@ def loss_of_draw(
     if snr_gamma is not None:
         weight = min_snr_weights(schedule.snr(draw.timesteps), schedule.prediction_type, snr_gamma)
     return denoising_loss(prediction, target, weight=weight, mask=mask)
-
-
-def require_words_alone(asked: Mapping[str, Any]) -> None:
-    """Raises ConfigError where an image is given to start from."""
-    if "image" in asked:
-        raise ConfigError("--image: latent diffusion is asked in words alone here; give --prompt")
 
 
 def solver_of(sampler: schema.Sampler, schedule: NoiseSchedule) -> Solver:

@@ -72,6 +72,7 @@ def make(config: MaskGit, context: Context) -> Task:
         draw=studio.draw,
         score=score if judges else None,
         warm_start=None if config.adapter else warm_start(config.model, "task.model", context),
+        changes_images=True,
     )
 
 

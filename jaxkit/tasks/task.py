@@ -72,6 +72,8 @@ class Task(NamedTuple):
     score: Callable | None = None
     """``variables, train, test, key -> {name: number}``: what is no mean over examples, of the best checkpoint at the
     end. ``train()`` and ``test()`` begin a pass over each split's batches, preprocessed."""
+    changes_images: bool = False
+    """Whether ``draw`` takes an ``image``."""
 
 
 class Readers(NamedTuple):

@@ -16,7 +16,6 @@ from jaxkit.tasks.latents import (
     drawn_latents,
     loss_of_draw,
     of_unit,
-    require_words_alone,
     sampled_images,
     solver_of,
 )
@@ -80,7 +79,6 @@ def make(config: TextToImage, context: Context) -> Task:
         return {"loss": loss, "latent_deviation": deviation}
 
     def draw(variables, key, batch):
-        require_words_alone(batch)
         weights = {"unet": {"params": variables.params["unet"]}, "vae": variables.frozen["vae"]}
         away = jnp.asarray(context.captions(config.sampler.negative_prompt)["input_ids"])[None]
         told, untold = (conditions(variables.params, ids) for ids in (batch["input_ids"], away))

@@ -13,8 +13,10 @@ from jaxkit.models.diffusion import backend
 from jaxkit.schema.textual_inversion import TextualInversion
 from jaxkit.tasks import concepts
 from jaxkit.tasks.inversion_parts import Parts
-from jaxkit.tasks.latents import drawn_latents, loss_of_draw, require_words_alone, sampled_images, solver_of
+from jaxkit.tasks.latents import drawn_latents, loss_of_draw, sampled_images, solver_of
 from jaxkit.tasks.task import Context, Task, Variables
+
+_LEAST_SAMPLES = 4
 
 
 def make(config: TextualInversion, context: Context) -> Task:
@@ -69,7 +71,6 @@ def make(config: TextualInversion, context: Context) -> Task:
         return {"loss": found.mean(0).sum(1)}
 
     def draw(variables, key, batch):
-        require_words_alone(batch)
         frozen, n = variables.frozen, len(batch["input_ids_0"])
         asked = [batch[name] for name in sorted(batch) if name.startswith("input_ids")]
         away = [jnp.asarray(ids)[None] for ids in parts.prompt_ids(config.sampler.negative_prompt).values()]
@@ -100,12 +101,15 @@ def make(config: TextualInversion, context: Context) -> Task:
             for name, rows in kinds.items()
         }
 
+    drawn = config.validation_images
+    if drawn is None:
+        drawn = max(_LEAST_SAMPLES, len(parts.validation_prompts))
     return Task(
         init,
         loss,
         evaluate,
-        sample if config.validation_images else None,
-        samples=config.validation_images,
+        sample if drawn else None,
+        samples=drawn,
         draw=draw,
         score=score if config.score else None,
         project=parts.project,

@@ -136,6 +136,21 @@ def test_grey_16_bit_cmyk_and_turned_pictures_become_upright_rgb(tmp_path):
     np.testing.assert_array_equal(pictures["turned.png"], np.rot90(turned, 3))
 
 
+def test_one_of_sixteen_bits_greys_is_transparent(tmp_path):
+    deep = np.full((SIZE, SIZE), 40_000, np.uint16)
+    deep[:4] = 40_001
+    Image.fromarray(deep).save(tmp_path / "a.png", transparency=40_001)
+    (shown,) = concept(tmp_path).pictures
+    assert (shown[:4] == 255).all()
+    assert (shown[4:] == 40_000 >> 8).all()
+
+
+def test_integers_of_32_bits_are_refused_as_nobody_knows_their_range(tmp_path):
+    Image.fromarray(np.full((SIZE, SIZE), 200, np.int32)).save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match="integers of 32 bits, of unknown range"):
+        concept(tmp_path)
+
+
 def test_hidden_files_and_what_is_no_picture_are_left_out_with_a_note(tmp_path, capsys):
     write(tmp_path / "B.PNG", noise(SIZE, SIZE))
     write(tmp_path / "within" / "c.png", noise(SIZE, SIZE, seed=1))

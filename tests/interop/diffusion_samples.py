@@ -116,7 +116,10 @@ def pipeline(name, folder):
     """A whole pipeline of torch, whose tokenizers were made in a folder."""
     encoders = dict(zip(("text_encoder", "text_encoder_2"), texts(name), strict=False))
     tokenizers = {part.replace("text_encoder", "tokenizer"): tokenizer(folder) for part in encoders}
-    scheduler = diffusers.DDPMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
+    kind = "v_prediction" if name == "sd2" else "epsilon"
+    scheduler = diffusers.DDPMScheduler(
+        beta_schedule="scaled_linear", clip_sample=False, steps_offset=1, prediction_type=kind
+    )
     parts = {"unet": unet(**UNETS[name]), "vae": vae(**VAE), "scheduler": scheduler, **encoders, **tokenizers}
     if name == "sdxl":
         return diffusers.StableDiffusionXLPipeline(**parts)

@@ -242,6 +242,8 @@ class Payload:
 
 
 REFUSED = {
+    "vectors behind the encoder alone": ("x.safetensors", {"emp_params_out": T1}, "only vectors behind the text enc"),
+    "no bytes": ("x.pt", {"<cat>": torch.empty(2, 4, device="meta")}, "<cat>: it is no plain dense tensor"),
     "a map": ("x.safetensors", {"<cat>": T2[None]}, r"<cat>: its shape \[1, 2, 16\] is neither"),
     "a number": ("x.pt", torch.tensor(1.0), r"its shape \[\] is neither"),
     "no numbers": ("x.safetensors", {"<cat>": T2[:0]}, r"<cat>: its shape \[0, 16\] has no numbers"),

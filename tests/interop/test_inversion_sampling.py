@@ -5,7 +5,7 @@ from PIL import Image
 from test_textual_inversion import WORD, config, folders, refused, trained  # noqa: F401
 
 from interop.starts import READERS
-from jaxkit import inference
+from jaxkit import experiment, inference
 from jaxkit.errors import ConfigError
 from jaxkit.inference import sample_run
 from jaxkit.pictures import grid
@@ -67,6 +67,38 @@ def test_a_prompt_without_the_word_is_drawn_with_a_warning_and_one_of_which_it_i
     assert "warning" not in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"2 vectors of new words are cut off; shorten it"):
         drawn(run, 1, prompts=(f"a b a b a b a b a b a b {WORD}",))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"image": np.zeros((600, 600, 3), np.float32), "strength": 0.5}, "draws images of words alone; give --prompt"),
+        ({"label": 3}, "is asked in words; give --prompt"),
+    ],
+)
+def test_images_and_classes_are_not_what_it_is_asked_by(run, asked, said):
+    with pytest.raises(ConfigError, match=said):
+        drawn(run, 1, **asked)
+
+
+def test_of_several_words_a_prompt_names_one_and_each_has_a_sample(folders, tmp_path):  # noqa: F811
+    words = [{"placeholder_token": f"<w{i}>", "initializer_token": "ab"} for i in range(5)]
+    raw = config(folders["sd1"], digits=(1, 2, 3), vectors=1, task={"words": words[:3]})
+    assert experiment.prepare(raw, tmp_path, READERS)[1].task.samples == 4
+    raw = config(folders["sd1"], digits=(1, 2, 3, 4, 5), vectors=1, task={"words": words})
+    job = experiment.prepare(raw, tmp_path, READERS)[1]
+    assert job.task.samples == len(job.task.prompts) == 5
+    with pytest.raises(ConfigError, match="is the word of a run of one; write <w0> or <w1>"):
+        job.task.read_prompt("a {}")
+
+
+def test_classes_that_the_judge_does_not_have_are_refused(folders, tmp_path):  # noqa: F811
+    judge = {"config": "configs/classify_digits.yaml"}
+    refused(folders["sd1"], "how many classes it has", tmp_path, task={"score": {"classifier": judge, "labels": [7]}})
+    judge["overrides"] = ["task.model.num_classes=10"]
+    for label in (17, -1):
+        score = {"classifier": judge, "labels": [label]}
+        refused(folders["sd1"], f"{label} is no class of the classifier", tmp_path, task={"score": score})
 
 
 def test_texts_that_samples_are_drawn_of_have_room_for_the_word(folders, tmp_path):  # noqa: F811

@@ -1,4 +1,6 @@
 import contextlib
+import json
+import shutil
 import warnings
 from functools import partial
 
@@ -22,6 +24,7 @@ from jaxkit.errors import ConfigError
 from jaxkit.inference import sample_run
 from jaxkit.losses.diffusion import draw_noise
 from jaxkit.models.diffusion.config import from_config
+from jaxkit.starts import digest
 from jaxkit.step import TrainState, train_step
 from jaxkit.tasks import concepts
 from jaxkit.tasks.latents import drawn_latents
@@ -42,7 +45,7 @@ def folders(tmp_path_factory):
     with warnings.catch_warnings():
         # diffusers warns of its own deprecations
         warnings.simplefilter("ignore")
-        for name in ("sd1", "sdxl"):
+        for name in ("sd1", "sd2", "sdxl"):
             (root / f"{name}_words").mkdir()
             pipeline(name, root / f"{name}_words").save_pretrained(root / name)
             found[name] = root / name
@@ -50,7 +53,7 @@ def folders(tmp_path_factory):
 
 
 def config(folder, *, steps=4, digits=(7,), vectors=2, task=(), optimizer=(), train=()):
-    words = [{"placeholder_token": f"<{'xyz'[i]}>", "initializer_token": "ab"} for i in range(len(digits))]
+    words = [{"placeholder_token": f"<{'xyzuv'[i]}>", "initializer_token": "ab"} for i in range(len(digits))]
     return parse(
         {
             "task": {
@@ -107,7 +110,9 @@ def torch_rows(folder, steps, draws, vectors, text_ids, start):
         latents, noise = (x.permute(0, 3, 1, 2) for x in (latents, noise))
         noisy = schedule.add_noise(latents, noise, timesteps.long())
         states = text(torch.from_numpy(np.array(text_ids[step])).long())[0]
-        loss = torch.nn.functional.mse_loss(unet(noisy, timesteps, states).sample, noise)
+        velocity = schedule.config.prediction_type == "v_prediction"
+        target = schedule.get_velocity(latents, noise, timesteps.long()) if velocity else noise
+        loss = torch.nn.functional.mse_loss(unet(noisy, timesteps, states).sample, target)
         optimizer.zero_grad()
         loss.backward()
         with torch.no_grad():
@@ -119,10 +124,14 @@ def torch_rows(folder, steps, draws, vectors, text_ids, start):
     return found
 
 
-@pytest.mark.parametrize("backend", thinned(["native", "diffusers"], ["native"]))
-def test_fifty_updates_follow_torchs_with_the_noise_injected(folders, tmp_path, backend, record_property):
+# Stable Diffusion 2 predicts v
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    thinned([("sd1", "native"), ("sd2", "native"), ("sd1", "diffusers")], [("sd1", "native"), ("sd2", "native")]),
+)
+def test_fifty_updates_follow_torchs_with_the_noise_injected(folders, tmp_path, name, backend, record_property):
     steps = 50
-    raw = config(folders["sd1"], steps=steps, task={"backend": backend})
+    raw = config(folders[name], steps=steps, task={"backend": backend})
     with experiment.precision(raw):
         job, variables, _ = prepared(raw, tmp_path)
         state = job.optimizer.init(variables.params)
@@ -148,7 +157,7 @@ def test_fifty_updates_follow_torchs_with_the_noise_injected(folders, tmp_path, 
                 params, state = update(params, state, variables.frozen, batch)
                 ours.append(np.asarray(params["rows"][0][0]))
     start = np.array(variables.params["rows"][0][0])
-    theirs = torch_rows(folders["sd1"], steps, draws, 2, ids, start)
+    theirs = torch_rows(folders[name], steps, draws, 2, ids, start)
     moved = np.abs(theirs[-1] - start).max()
     apart = max(np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True)) / np.abs(theirs[-1]).max()
     record_property("rows_apart", float(apart))
@@ -193,15 +202,34 @@ def test_eight_devices_learn_what_one_does(folders, tmp_path):
         np.testing.assert_allclose(found["learned_embeds.safetensors"], one, atol=2e-6)
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_bytes_and_the_pipeline_with_its_own(folders, tmp_path):
-    before = {path: path.read_bytes() for path in sorted(folders["sd1"].rglob("*")) if path.is_file()}
-    whole = trained(config(folders["sd1"], steps=4), tmp_path / "whole")
-    trained(config(folders["sd1"], steps=2), tmp_path / "parts")
-    parts = trained(config(folders["sd1"], steps=4), tmp_path / "parts")
-    name = "learned_embeds.safetensors"
-    assert whole[name].tobytes() == parts[name].tobytes()
-    assert sorted(parts) == [f"learned_embeds{end}.safetensors" for end in ("-steps-2", "-steps-4", "")]
-    assert {path: path.read_bytes() for path in before} == before
+def test_a_run_that_was_stopped_ends_with_the_same_bytes_and_not_with_another_schedule(folders, tmp_path, capsys):
+    source = tmp_path / "source"
+    shutil.copytree(folders["sd1"], source)
+    best = {"train": {"eval_every": 2, "checkpoint_every": 2, "keep_best": 1}}
+    trained(config(source, steps=4, **best), tmp_path / "whole")
+    trained(config(source, steps=2, **best), tmp_path / "parts")
+    trained(config(source, steps=4, **best), tmp_path / "parts")
+    names = [f"learned_embeds{end}.safetensors" for end in ("-steps-2", "-steps-4", "")]
+    whole, parts = ({name: (tmp_path / of / name).read_bytes() for name in names} for of in ("whole", "parts"))
+    assert whole == parts
+    step = json.loads((tmp_path / "parts" / "results.json").read_text())["best"]["step"]
+    assert parts["learned_embeds.safetensors"] == parts[f"learned_embeds-steps-{step}.safetensors"]
+    assert f"learned_embeds.safetensors: of step {step}" in capsys.readouterr().out
+
+    scheduler = source / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "v_prediction"}))
+    with pytest.raises(ConfigError, match="schedule and tokenizer, are not those it began with"):
+        trained(config(source, steps=6, **best), tmp_path / "parts")
+
+
+def test_nothing_that_is_frozen_changes_in_training(folders, tmp_path):
+    raw = config(folders["sd1"])
+    with experiment.precision(raw):
+        job, variables, one = job_of(raw, tmp_path)
+        before = digest(variables.frozen), digest(variables.frozen["cache"])
+        state = steps_of(job, variables, one, 2)
+    assert (digest(variables.frozen), digest(variables.frozen["cache"])) == before
+    assert digest(state.params) != digest(variables.params)
 
 
 def test_rows_alone_learn_what_the_whole_table_learns_with_the_others_put_back(folders):

@@ -272,18 +272,23 @@ def test_the_table_of_the_terminal_has_every_result_but_skips(nasty, report):
     assert len(table) == len([result for result in report["results"] if result["result"] != "skipped"])
 
 
-def test_ctrl_c_ends_the_workers_and_reports_what_had_ended(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_ends_the_workers_and_what_had_ended_is_reported(tmp_path, number, code):
     (tmp_path / "test_first.py").write_text("def test_quick(): pass\ndef test_fails(): assert False\n")
     program = "import time, pathlib\ndef test_slow():\n    pathlib.Path('slow').touch()\n    time.sleep(600)\n"
     (tmp_path / "test_second.py").write_text(program + "def test_never(): pass\n")
     command = [sys.executable, str(ROOT / "scripts" / "run_tests.py"), "--test_dir", str(tmp_path), "--subprocess"]
-    runner = subprocess.Popen([*command, f"--json={tmp_path / 'out.json'}"], cwd=tmp_path, stdout=subprocess.PIPE)
+    runner = subprocess.Popen(
+        [*command, f"--json={tmp_path / 'out.json'}"], cwd=tmp_path, stdout=subprocess.PIPE,
+        # as in a terminal: under nohup it is ignored, and stays so
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )  # fmt: skip
     while not (tmp_path / "slow").exists():
         assert runner.poll() is None
         time.sleep(0.05)
-    runner.send_signal(signal.SIGINT)
+    runner.send_signal(number)
     runner.communicate(timeout=60)
-    assert runner.returncode == 130
+    assert runner.returncode == code
     found = {
         one["name"].partition("::")[2]: one["result"]
         for one in json.loads((tmp_path / "out.json").read_text())["results"]

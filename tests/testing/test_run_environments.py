@@ -50,6 +50,15 @@ def test_what_is_required_changes_the_key_and_nothing_else_does(tmp_path):
     assert environments.key(Environment((needs,))) != first
 
 
+def test_files_that_requirements_include_are_part_of_the_key(tmp_path):
+    needs, nested = tmp_path / "needs.txt", tmp_path / "nested.txt"
+    needs.write_text("a\n-r nested.txt\n--constraint=lost.txt\n")
+    nested.write_text("b\n-r needs.txt\n")
+    first = environments.key(Environment((needs,)))
+    nested.write_text("b==2\n-r needs.txt\n")
+    assert environments.key(Environment((needs,))) != first
+
+
 def test_without_requirements_it_is_the_interpreter_itself(tmp_path):
     assert environments.python_of(Environment(tests=("test_a.py",)), tmp_path) == sys.executable
 

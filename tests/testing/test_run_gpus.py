@@ -92,6 +92,30 @@ def test_without_gpus_nothing_is_locked_or_set(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_number_and_a_uuid_of_one_gpu_are_one_lock(tmp_path, monkeypatch):
+    rows = "0, GPU-8a1b-22\n1, GPU-77cc-33\n"
+    monkeypatch.setattr(gpus, "_query", lambda _: rows)
+    by_number, by_name = gpus.Slots(["0"], 1, tmp_path), gpus.Slots(["GPU-8a1b"], 1, tmp_path)
+    slot = by_number.claim()
+    assert by_name.claim() is None
+    by_number.release(slot)
+    assert by_name.claim().gpu == "GPU-8a1b"
+
+
+def test_a_lock_file_of_another_user_needs_no_right_to_write(tmp_path):
+    (tmp_path / "0").touch(mode=0o444)
+    assert gpus.Slots(["0"], 1, tmp_path).claim().gpu == "0"
+
+
+def test_nvidia_smi_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(gpus.shutil, "which", lambda _: str(program))
+    monkeypatch.setattr(gpus, "_PATIENCE", 0.2)
+    assert gpus.use("0") == ""
+
+
 def test_a_lock_goes_with_the_process_that_inherited_it(tmp_path):
     slots = gpus.Slots(["0"], 1, tmp_path)
     slot = slots.claim()

@@ -169,6 +169,23 @@ def test_shards_share_all_tests_and_balance_by_recorded_durations(suite, tmp_pat
     assert json.loads(seconds.read_text())["test_1.py::test_it"] < 2
 
 
+def test_durations_forget_tests_and_files_that_are_gone(suite, tmp_path):
+    seconds = tmp_path / "seconds.json"
+    old = {"test_a.py::test_of_another_name": 5, "test_a.py::test_slow": 5, "test_gone.py::test_x": 1}
+    (tmp_path / "test_b.py").write_text("def test_it(): pass\n")
+    seconds.write_text(json.dumps(old | {"test_b.py::test_old": 7}))
+    code = "import pytest\ndef test_it(): pass\n@pytest.mark.level(2)\ndef test_slow(): pass\n"
+    suite(f"--durations={seconds}", "--suites", "test_a.py", test_a=code)
+    assert json.loads(seconds.read_text()).keys() == {
+        "test_a.py::test_it", "test_a.py::test_slow", "test_b.py::test_old"
+    }  # fmt: skip
+
+
+def test_a_run_that_skips_all_its_files_has_shown_nothing(suite):
+    finished, _ = suite(code=1, test_skipped="import pytest\npytest.importorskip('no_such_package')")
+    assert "nothing was collected" in finished.stdout
+
+
 def test_suites_are_names_or_ends_of_paths(suite):
     files = {
         "a__test_same": "def test_a(): pass",

@@ -77,12 +77,13 @@ def functions(
     if faults:
         raise ConfigError("; ".join(faults))
     try:
-        from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel
         from diffusers.utils import logging
+
+        # every class says that it is deprecated when it is imported, and every layer when it is made
+        logging.set_verbosity_error()
+        from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel
     except ImportError as error:
         raise UserError(f"the backend 'diffusers' needs {error.name}: pip install 'jaxkit[diffusion]'") from error
-    # every layer says that it is deprecated
-    logging.set_verbosity_error()
     chunked = {"use_memory_efficient_attention": attention == "chunked", "split_head_dim": False}
     ours = from_config(vae)
     return (

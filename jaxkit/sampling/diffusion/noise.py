@@ -44,6 +44,8 @@ _SILENT = (
     *("flow_shift", "time_shift_type"),
     # of UniPC, which is none of the solvers here: another samples from what it was trained with
     *("predict_x0", "solver_p", "disable_corrector", "use_timestep_scaling"),
+    # of LCM, as well
+    *("original_inference_steps", "timestep_scaling"),
 )
 _CLIPPING = ("DDIMScheduler", "DDPMScheduler")
 _LEADING = (*_CLIPPING, "PNDMScheduler")

@@ -126,7 +126,9 @@ class Solver:
             ConfigError: where the solver cannot follow the schedule.
         """
         if schedule.clip_sample and self.method not in ("ddim", "ddpm"):
-            raise ConfigError(f"scheduler.clip_sample: {self.method} does not clip; set it to false, or take ddim")
+            raise ConfigError(
+                f"scheduler.clip_sample: {self.method} does not clip; take ddim or ddpm, or set it to false"
+            )
         if schedule.rescale_betas_zero_snr and self.method == "pndm":
             raise ConfigError("solver.method: pndm divides by the signal, 0 with rescale_betas_zero_snr; take ddim")
         rows = {"ddim": _ddim, "ddpm": _ddpm, "pndm": _pndm, "euler": _euler, "dpmpp_2m": _dpmpp_2m}
