@@ -167,13 +167,15 @@ def _grown(part: Part, numbers: list[int], rows: np.ndarray) -> Part:
 
 
 def _link_part(source: Path, destination: Path, variant: str | None) -> None:
-    """Links the files of a part; those of the variant under plain names, in place of others that are called so."""
+    """Links the files of a part; where some weights are of the variant, those alone, under plain names."""
 
     def plain(name: str) -> str:
         return name.replace(f".{variant}", "", 1) if variant and variant_of(name) == variant else name
 
-    def replaced(_folder: str, names: list[str]) -> set[str]:
-        return {name for name in names if any(plain(other) == name != other for other in names)}
+    def others(_folder: str, names: list[str]) -> set[str]:
+        weights = {name for name in names if name.endswith((".safetensors", ".bin", ".msgpack")) or ".index." in name}
+        asked = {name for name in weights if variant and variant_of(name) == variant}
+        return weights - asked if asked else set()
 
     def link(file: str, place: str) -> None:
         name = Path(place).name
@@ -185,7 +187,7 @@ def _link_part(source: Path, destination: Path, variant: str | None) -> None:
         renamed = {key: plain(shard) for key, shard in index["weight_map"].items()}
         write_config(target, index | {"weight_map": renamed})
 
-    shutil.copytree(source, destination, copy_function=link, ignore=replaced)
+    shutil.copytree(source, destination, copy_function=link, ignore=others)
 
 
 def _linked(source: str, destination: str) -> None:

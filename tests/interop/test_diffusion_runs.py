@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_config, thinned
-from diffusion_samples import END, TOKENS, for_us, pipeline
+from diffusion_samples import END, TOKENS, UNETS, VOCABULARY, for_us, pipeline, unet
 from safetensors.numpy import load_file
 
+from interop import starts
 from interop.diffusion import runs
-from interop.diffusion.folders import load_pipeline
+from interop.diffusion.folders import load_part, load_pipeline
 from interop.diffusion.runs import export_run
+from interop.engine import flatten
 from interop.starts import READERS
 from jaxkit import experiment, tracking
 from jaxkit.checkpoint import CheckpointError
@@ -332,6 +334,53 @@ def test_the_pipeline_that_the_run_was_made_with_is_kept(inverted, tmp_path, mon
     with pytest.raises(Exception, match="No space left on device"):
         export_run(inverted / "run", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_part_of_a_variant_is_linked_under_plain_names(tmp_path):
+    source, part = tmp_path / "source", tmp_path / "part"
+    unet(**UNETS["sd1"]).save_pretrained(source, variant="fp16", max_shard_size="200KB")
+    (source / "diffusion_pytorch_model.safetensors").write_bytes(b"of another variant")
+    runs._link_part(source, part, "fp16")
+    names = {path.name for path in part.iterdir()}
+    assert not [name for name in names if "fp16" in name]
+    assert len([name for name in names if "-of-" in name]) > 1
+    expected, found = (flatten(load_part(*given).variables) for given in ((source, "fp16"), (part,)))
+    assert all(np.array_equal(found[name], array) for name, array in expected.items())
+    with torch.no_grad():
+        x, theirs = torch.zeros(1, 4, 8, 8), diffusers.UNet2DConditionModel.from_pretrained(part)
+        assert theirs(x, 3, torch.zeros(1, 2, 16)).sample.isfinite().all()
+    runs._link_part(source, tmp_path / "as it is", None)
+    assert {path.name for path in (tmp_path / "as it is").iterdir()} == {path.name for path in source.iterdir()}
+
+
+def test_a_run_on_a_variant_and_a_revision_exports_what_opens_without_asking_for_either(tmp_path, monkeypatch):
+    (tmp_path / "words").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline("sd1", tmp_path / "words").save_pretrained(tmp_path / "source", variant="fp16")
+    asked = []
+
+    def folder(*of):
+        asked.append(of)
+        return tmp_path / "source"
+
+    monkeypatch.setattr(runs, "pipeline_folder", folder)
+    monkeypatch.setattr(starts, "pipeline_folder", folder)
+    words = [{"placeholder_token": "<x>", "initializer_token": "ab"}]
+    task = {
+        "name": "textual_inversion", "pipeline": "owner/name", "variant": "fp16", "revision": "abc", "words": words,
+        "backend": "native", "vectors": 2, "templates": ["{}"], "eval_draws": 1, "validation_images": 0,
+    }  # fmt: skip
+    data = {"name": "digit_concepts", "digits": [7], "pictures": 3, "image_size": 16, "batch_size": 8}
+    raw = small_config(task=task, optimizer={"name": "adamw", "learning_rate": 1e-2})
+    raw |= {"data": data, "train": {"steps": 1, "eval_every": 1, "checkpoint_every": 1}}
+    experiment.run(parse(raw, "small"), tmp_path / "run", readers=READERS)
+    export_run(tmp_path / "run", tmp_path / "out")
+    assert set(asked) == {("owner/name", "fp16", "abc")}
+    assert load_pipeline(tmp_path / "out").text_encoders[0].config["vocab_size"] == VOCABULARY + 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert opened(tmp_path / "out").tokenizer.convert_tokens_to_ids("<x>") == VOCABULARY
 
 
 def test_a_disk_without_links_gets_copies(tmp_path, monkeypatch):
