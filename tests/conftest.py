@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -18,6 +19,10 @@ XLA = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
+# Half of that time is the newer emitters' and the splitting of what is small. XLA ends a process for a flag that it does
+# not know, and these are of the releases that were looked at.
+if version("jaxlib").startswith("0.10."):
+    XLA += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 # before jax is imported: it reads both once
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {XLA}")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))

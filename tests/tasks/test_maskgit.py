@@ -66,6 +66,7 @@ def tokenizer(tmp_path_factory):
     return trained_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_seen_again_and_again_is_known_by_heart(tokenizer, tmp_path):
     from sklearn.datasets import load_digits
 

@@ -245,6 +245,7 @@ def test_samples_in_training_take_the_prompts_in_turn(data, variables):
     np.testing.assert_allclose(images, drawn(data, variables, ["one", "a seven", "one"]), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_batch_is_learned_by_heart(data, variables, batch):
     made, optimizer = task(data, dropout=0.0), optax.adam(5e-3)
 
