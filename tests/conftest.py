@@ -19,8 +19,8 @@ XLA = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
-# Half of that time is the newer emitters' and the splitting of what is small. XLA ends a process for a flag that it does
-# not know, and these are of the releases that were looked at.
+# Half of that time is the newer emitters' and the splitting of what is small. XLA ends a process for a flag that it
+# does not know, and these are of the releases that were looked at.
 if version("jaxlib").startswith("0.10."):
     XLA += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 # before jax is imported: it reads both once
