@@ -66,11 +66,11 @@ class Signals:
         self.number: int | None = None
 
     def __enter__(self):
-        noted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        # one that is ignored stays so: nohup means what it says
-        self._former = {
-            number: signal.signal(number, self._note) for number in noted if signal.getsignal(number) != signal.SIG_IGN
-        }
+        noted = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            # under nohup it stays ignored
+            noted.append(signal.SIGHUP)
+        self._former = {number: signal.signal(number, self._note) for number in noted}
         return self
 
     def __exit__(self, *_):
