@@ -57,7 +57,7 @@ def open_file(path: Path, container: str | None) -> Weights:
         loaded = _loaded(torch, file, path, "meta" if zipped else "cpu")
         tensors, notes = selected(loaded, container, path, lambda value: isinstance(value, torch.Tensor))
         for name, tensor in tensors.items():
-            _require_plain(torch, tensor, path, name)
+            _require_plain(torch, tensor, path, name, without_bytes=zipped)
         if zipped:
             ends = {member.offset: member.size for member in members.values()}
             entries = {name: _placed(tensor, ends, file, path, name) for name, tensor in tensors.items()}
@@ -118,11 +118,12 @@ def _metadata(file: BinaryIO, members: Mapping[str, archive.Member], path: Path)
     return text_map(parse(content, path, METADATA), path, METADATA)
 
 
-def _require_plain(torch: Any, tensor: Any, path: Path, name: str) -> None:
+def _require_plain(torch: Any, tensor: Any, path: Path, name: str, without_bytes: bool = False) -> None:
+    """Raises FileError for what is no dense tensor with numbers; ``without_bytes``: those are looked for elsewhere."""
     require_printable(name, path)
     dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
-    if not (dense and plain) or tensor.is_conj() or tensor.is_neg() or tensor.is_meta:
+    if not (dense and plain) or tensor.is_conj() or tensor.is_neg() or (tensor.is_meta and not without_bytes):
         raise FileError(
             path, "it is no plain dense tensor", name, "save it as one (to_dense, dequantize, resolve_conj)"
         )
