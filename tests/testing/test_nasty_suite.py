@@ -278,11 +278,10 @@ def test_a_signal_ends_the_workers_and_what_had_ended_is_reported(tmp_path, numb
     program = "import time, pathlib\ndef test_slow():\n    pathlib.Path('slow').touch()\n    time.sleep(600)\n"
     (tmp_path / "test_second.py").write_text(program + "def test_never(): pass\n")
     command = [sys.executable, str(ROOT / "scripts" / "run_tests.py"), "--test_dir", str(tmp_path), "--subprocess"]
-    runner = subprocess.Popen(
-        [*command, f"--json={tmp_path / 'out.json'}"], cwd=tmp_path, stdout=subprocess.PIPE,
-        # as in a terminal: under nohup it is ignored, and stays so
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-    )  # fmt: skip
+    # as in a terminal: under nohup SIGHUP is ignored, and stays so
+    begin = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", begin, *command, f"--json={tmp_path / 'out.json'}"]
+    runner = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE)
     while not (tmp_path / "slow").exists():
         assert runner.poll() is None
         time.sleep(0.05)
