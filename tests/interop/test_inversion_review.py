@@ -91,7 +91,8 @@ def test_the_score_has_the_networks_as_an_argument_of_its_program(folders, tmp_p
 
         return called
 
-    score = {"classifier": {"config": "configs/classify_digits.yaml"}, "labels": [7], "samples": 1}
+    classifier = {"config": "configs/classify_digits.yaml", "overrides": ["task.model.num_classes=10"]}
+    score = {"classifier": classifier, "labels": [7], "samples": 1}
     raw = config(folders["sd1"], task={"score": score})
     with experiment.precision(raw):
         job, variables, _ = prepared(raw, tmp_path)
