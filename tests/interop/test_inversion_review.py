@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,8 +73,9 @@ def test_a_prompt_of_the_score_without_the_word_is_refused_before_training():
 def test_the_score_has_the_networks_as_an_argument_of_its_program(folders, tmp_path, monkeypatch):  # noqa: F811
     """Closed over they would be constants of it, as large as Stable Diffusion."""
     from jaxkit.tasks import inversion_parts
+    from jaxkit.tasks.judges import FrozenClassifier
 
-    judge = SimpleNamespace(
+    judge = FrozenClassifier(
         init=lambda key, images: {}, apply=lambda _, images: (np.eye(10)[[7] * len(images)], {}), num_classes=10
     )
     monkeypatch.setattr(inversion_parts, "frozen_classifier", lambda *_: judge)
