@@ -287,7 +287,7 @@ def _length(config: Config, examples: int) -> tuple[int, float]:
 def check_frozen(folder: Path, meta: dict[str, Any], frozen: str) -> None:
     """Raises ConfigError unless the frozen weights have the hash that the run began with."""
     if meta["frozen"] != frozen:
-        raise ConfigError(f"{folder}: the frozen weights, or schedule and tokenizer, are not those it began with")
+        raise ConfigError(f"{folder}: what is frozen (weights, schedule, tokenizer) is not what this run began with")
 
 
 def best_or_last(folder: Path, config: Config) -> int:

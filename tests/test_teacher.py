@@ -165,7 +165,7 @@ def test_a_teacher_that_changed_since_the_run_began_is_refused(student, teacher,
         return {**found, "params": jax.tree.map(lambda leaf: leaf.at[..., 0].add(1e-6), found["params"])}
 
     monkeypatch.setattr(experiment, "load_weights", altered)
-    with pytest.raises(ConfigError, match="the frozen weights, .* are not those it began with"):
+    with pytest.raises(ConfigError, match="what is frozen .* is not what this run began with"):
         experiment.run(student_config({"workdir": str(teacher)}, train__steps=3), student[0])
 
 

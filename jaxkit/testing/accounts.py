@@ -131,10 +131,10 @@ def _vanished(test: Test, ending: Ending) -> Result:
 
 def _afterwards(ending: Ending, results: Iterable[Result]) -> list[Result]:
     """Whatever is wrong with a process all of whose tests have reported."""
-    code, said = (ending.exit_event or {}).get("code"), ""
     if ending.verdict == "missing":
         # the runner was stopped: that is no fault of the process
         return []
+    code, said = (ending.exit_event or {}).get("code"), ""
     if ending.code != code or code is None:
         word, said = ending.verdict, f"all its tests were done, then {ending.fate}"
     elif code not in (0, 5) and not any(result.bad for result in results):

@@ -172,6 +172,8 @@ def said(value: Any, depth: int = 0) -> str:
     inner = partial(said, depth=depth + 1)
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)) and value.size == 1:
+        return repr(value.item())
     if depth == _DEEPEST:
         return "..."
     if isinstance(value, (tuple, list)):

@@ -240,7 +240,7 @@ def test_a_run_of_lora_becomes_a_whole_network_a_file_or_a_pipeline(base, amused
     kept = path.read_bytes()
     other_weights(base)
     for read in (load_adapted, lora_of_run, load_run):
-        with pytest.raises(ConfigError, match="the frozen weights, .* are not those it began with"):
+        with pytest.raises(ConfigError, match="what is frozen .* is not what this run began with"):
             read(run)
     path.write_bytes(kept)
     load_adapted(run)

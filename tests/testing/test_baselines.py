@@ -18,7 +18,7 @@ from flax import linen as nn
 
 from interop.parity.records import torch_records
 from jaxkit.errors import UserError
-from jaxkit.testing import baselines, store
+from jaxkit.testing import baselines, capture, store
 from jaxkit.testing.capture import Records, linen_records
 
 
@@ -184,6 +184,13 @@ def test_a_setting_of_optax_that_shows_in_no_number_is_seen(recorded, variables)
     records = linen_records(Block(), INPUTS, variables=variables, optimizer=optimizer)
     found = baselines.differences(store.load(recorded), records)
     assert "nesterov=True" in next(one.what for one in found if one.name == "optimizer.transformation")
+
+
+@pytest.mark.parametrize("number", [np.float32, jnp.float32])
+def test_a_number_of_optax_is_told_whatever_its_type(number):
+    half, third = (capture.said(optax.scale(number(value))) for value in (0.5, 0.25))
+    assert "step_size=0.5" in half
+    assert "step_size=0.25" in third
 
 
 def test_tolerances_of_the_test_go_before_those_of_the_recording(tmp_path):

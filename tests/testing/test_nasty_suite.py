@@ -272,6 +272,26 @@ def test_the_table_of_the_terminal_has_every_result_but_skips(nasty, report):
     assert len(table) == len([result for result in report["results"] if result["result"] != "skipped"])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is of Linux")
+def test_workers_die_with_a_runner_that_is_killed(tmp_path):
+    program = "import os, pathlib, time\ndef test_slow():\n    pathlib.Path('pid').write_text(str(os.getpid()))\n"
+    (tmp_path / "test_it.py").write_text(program + "    time.sleep(600)\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    command = [sys.executable, str(ROOT / "scripts" / "run_tests.py"), "--test_dir", str(tmp_path)]
+    runner = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    pid = tmp_path / "pid"
+    while not (pid.exists() and pid.read_text()):
+        assert runner.poll() is None
+        time.sleep(0.05)
+    runner.kill()
+    runner.wait()
+    state, patience = Path(f"/proc/{pid.read_text()}/stat"), time.monotonic() + 30
+    # a zombie that nobody has collected is dead, too
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < patience
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_workers_and_what_had_ended_is_reported(tmp_path, number, code):
     (tmp_path / "test_first.py").write_text("def test_quick(): pass\ndef test_fails(): assert False\n")

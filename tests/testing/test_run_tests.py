@@ -128,6 +128,21 @@ def test_plugins_that_spread_or_time_tests_are_told_to_leave_it(suite):
     assert words(results) == {"test_slow.py::test_slow": "timeout", "test_ok.py::test_ok": "passed"}
 
 
+def test_the_timeout_of_pytests_configuration_is_kept(suite):
+    slow = "import time\ndef test_slow(): time.sleep(60)\n"
+    _, results = suite("--", "-o", "timeout=1", code=1, autoload=True, test_slow=slow)
+    assert words(results) == {"test_slow.py::test_slow": "timeout"}
+
+
+def test_neither_a_terminal_without_letters_nor_a_cache_that_cannot_be_made_loses_results(suite, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    (tmp_path / ".pytest_cache").touch()
+    finished, results = suite(code=1, test_euro="def test_it(): assert False, '\\u20ac'")
+    assert words(results) == {"test_euro.py::test_it": "failed"}
+    assert r"AssertionError: \u20ac" in finished.stdout
+    assert "warning: how long tests took is not kept" in finished.stdout
+
+
 def test_what_follows_two_dashes_is_for_pytest(suite):
     _, results = suite("--", "-k", "second", test_two="def test_first(): assert 0\ndef test_second(): pass\n")
     assert words(results) == {"test_two.py::test_second": "passed"}
